@@ -1,0 +1,90 @@
+"""Command lines of the recipes: dataclasses as options, a YAML file as their defaults, a help that can be read."""
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import InputError
+
+# Of the 120 options of TrainingArguments, those that a first reader may want. --help_all shows the rest.
+COMMON = {
+    "output_dir", "alpha", "distance", "learning_rate", "muon_learning_rate", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "eval_steps", "save_steps", "bf16", "use_cpu",
+    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
+}  # fmt: skip
+
+
+class JsonDict(dict):
+    """A dict option: JSON on the command line, a mapping in YAML."""
+
+    def __init__(self, value=()):
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
+
+
+def parse(dataclasses, description: str, argv=None):
+    """Instances of the dataclasses from the command line.
+
+    `--config file.yaml` sets defaults, which other options override. `--help` shows our own options and the common ones
+    of the Trainer, `--help_all` every one.
+
+    Raises:
+        InputError: the YAML file is missing, or names an unknown option.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = HfArgumentParser(
+        dataclasses, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", help="YAML file of options; the command line overrides it.")
+    parser.add_argument("--help_all", action="store_true", help="Show every option of transformers.TrainingArguments too.")
+    if "--help_all" in argv:
+        argv = ["--help"]
+    else:
+        trainer_options = {name for cls in dataclasses[-1].__mro__[1:] for name in vars(cls).get("__dataclass_fields__", {})}
+        for action in parser._actions:
+            if action.dest in trainer_options - COMMON:
+                action.help = argparse.SUPPRESS
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config")
+    file = config.parse_known_args(argv)[0].config
+    if file:
+        parser.set_defaults(**_read_yaml(file, {action.dest for action in parser._actions}))
+    parsed = parser.parse_args_into_dataclasses(args=argv)
+    return parsed[: len(dataclasses)]
+
+
+def _read_yaml(file, known):
+    try:
+        options = yaml.safe_load(Path(file).read_text()) or {}
+    except OSError as error:
+        raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"'{file}' is not valid YAML: {error}.") from None
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise InputError(f"'{file}' sets the unknown option '{name}'{f'; did you mean {near[0]}?' if near else '.'}")
+    return options
+
+
+def run(main) -> None:
+    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def refuse_full_folder(output_dir: str, resuming: bool) -> None:
+    """Raise InputError if results would be written over something and the run does not resume it."""
+    folder = Path(output_dir)
+    if folder.is_file():
+        raise InputError(f"The output folder '{output_dir}' is a file; choose another --output_dir.")
+    if folder.is_dir() and any(folder.iterdir()) and not resuming:
+        hint = " or go on with it: --resume_from_checkpoint true" if any(folder.glob("checkpoint-*")) else ""
+        raise InputError(f"The output folder '{output_dir}' is not empty; choose another --output_dir, empty it{hint}.")

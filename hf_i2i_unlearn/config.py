@@ -1,0 +1,75 @@
+"""The options of an unlearning run: ours, and the `TrainingArguments` whose defaults the paper changes."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .errors import InputError
+from .methods import DISTANCES
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):
+    """`TrainingArguments` with the paper's values (App. C.3 for MAE and VQ-GAN) and the options of eq. 10.
+
+    Raises:
+        InputError: alpha <= 0, or an unknown distance.
+    """
+
+    # Eq. 10
+    alpha: float = field(
+        default=0.25,
+        metadata={"help": "Weight of the forget term in eq. 10 (App. C.3). Larger forgets more and costs more on retain."},
+    )
+    distance: str = field(
+        default="mse",
+        metadata={
+            "choices": list(DISTANCES),
+            "help": "Distance between representations. mse: what the released code trains with. l2: the literal norm of "
+            "eq. 10. unit_l2: the same of unit-norm representations (theorem 1). l2 and unit_l2 forget NOTHING at alpha < 1.",
+        },
+    )
+
+    # Changed defaults
+    output_dir: str | None = field(default="unlearned", metadata={"help": "Folder for the result; must be new or empty."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (App. C.3)."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "Schedule of the learning rate (algorithm 1 has a constant zeta)."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2 (App. C.3)."})
+    num_train_epochs: float = field(default=5, metadata={"help": "Passes over the forget set (App. C.3)."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "PAIRS of one forget and one retain picture per device and step (App. C.3)."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pictures per device in evaluation."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate during training."})
+    eval_steps: float | None = field(default=0.2, metadata={"help": "Steps between evaluations; below 1 a share of the run."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to write checkpoints."})
+    save_steps: float = field(default=0.2, metadata={"help": "Steps between checkpoints; below 1 a share of the run."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    load_best_model_at_end: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the checkpoint with the lowest objective (eq. 10 on the evaluation pictures, fixed draws) "
+            "instead of the last one. The paper keeps the last."
+        },
+    )
+    metric_for_best_model: str | None = field(default="loss", metadata={"help": "What 'best' means; lower is better."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, e.g. tensorboard, wandb."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs the columns."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All encoder weights are used."})
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"dispatch_batches": False},
+        metadata={"help": "Options for accelerate; each process reads its own share of a stream."},
+    )
+
+    def __post_init__(self):
+        if not self.alpha > 0:
+            raise InputError(f"alpha must be larger than 0 (0.25 in the paper), got {self.alpha}.")
+        if self.distance not in DISTANCES:
+            raise InputError(f"distance is one of {', '.join(DISTANCES)}, got '{self.distance}'.")
+        super().__post_init__()
+        # Never "greater is better", which the parent infers from the metric's name.
+        self.greater_is_better = False

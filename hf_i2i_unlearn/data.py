@@ -1,0 +1,290 @@
+"""Forget and retain pictures as one stream of pairs, and their way from file bytes to tensors.
+
+Two facts hold for every source:
+- one example is a PAIR (forget picture, retain picture), so every batch holds as many of one as of the other
+  (algorithm 1); `per_device_train_batch_size` counts pairs;
+- one EPOCH is one pass over the forget set; the retain set is cycled, each of its pictures shown once before any is
+  shown again, and the cycle goes on over the end of an epoch.
+
+Rows travel undecoded. Only the collator decodes, so nothing that is filtered out, or belongs to another process, costs
+a JPEG.
+"""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a broken file
+
+
+def undecoded(dataset, image_column: str = "image"):
+    """`dataset` with only its image column, which yields {"bytes", "path"} instead of decoded pictures.
+
+    Raises:
+        InputError: there is no such column, or it holds no images.
+    """
+    dataset = undecoded_column(dataset, image_column).select_columns([image_column])
+    return dataset if image_column == "image" else dataset.rename_column(image_column, "image")
+
+
+def undecoded_column(dataset, image_column: str = "image"):
+    """`dataset` with all columns, its image column undecoded."""
+    features = dataset.features or {}
+    if features and image_column not in features:
+        raise InputError(f"The dataset has no column '{image_column}'; it has {sorted(features)}. Set the image column.")
+    if features and not isinstance(features[image_column], datasets.Image):
+        raise InputError(
+            f"Column '{image_column}' holds {features[image_column]}, expected datasets.Image; cast it with "
+            f"dataset.cast_column('{image_column}', datasets.Image())."
+        )
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
+
+
+def seeds_for(seed: int, index: int, count: int = 3) -> list[int]:
+    """`count` independent seeds for example number `index` of a run: its draws never depend on batch or process."""
+    return [int(s) >> 1 for s in np.random.SeedSequence([seed, index]).generate_state(count, np.uint64)]
+
+
+class Cycle:
+    """Endless random access to a finite dataset: item t is picture t % n of a fresh permutation per pass.
+
+    Raises:
+        InputError: the dataset is empty.
+    """
+
+    def __init__(self, dataset, seed: int, name: str = "dataset"):
+        if len(dataset) == 0:
+            raise InputError(f"The {name} set is empty; choose classes, rows or files that the dataset holds.")
+        self.dataset, self.seed = dataset, seed
+        self._pass, self._order = -1, None
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, t: int):
+        number, place = divmod(t, len(self.dataset))
+        if number != self._pass:
+            self._pass = number
+            self._order = np.random.default_rng([self.seed, number]).permutation(len(self.dataset))
+        return self.dataset[int(self._order[place])]
+
+
+class ForgetRetainPairs(torch.utils.data.Dataset):
+    """Pairs of undecoded rows from two map-style datasets; its length, hence an epoch, is that of the forget set.
+
+    Index t may exceed the length: epoch e consists of the indices e * len .. (e + 1) * len - 1 (`EpochSampler`).
+
+    Args:
+        forget, retain: datasets of {"image": {"bytes", "path"}} rows, as `undecoded` makes them, or lists of such rows.
+        seed: fixes the order of both sets and every random draw of a pair.
+    """
+
+    def __init__(self, forget, retain, seed: int = 0):
+        self.forget, self.retain = Cycle(forget, seed, "forget"), Cycle(retain, seed + 1, "retain")
+        self.seed = seed
+
+    def __len__(self):
+        return len(self.forget)
+
+    def __getitem__(self, t: int) -> dict:
+        return {"forget": self.forget[t], "retain": self.retain[t], "seeds": seeds_for(self.seed, t)}
+
+
+class ForgetRetainStream(torch.utils.data.IterableDataset):
+    """Endless pairs from two streams (`datasets.IterableDataset`), each restarted, reshuffled, when it ends.
+
+    Every process reads the whole stream and keeps its share before anything is decoded, so the run is the same on any
+    number of processes. One loader worker at most: the order of the pairs is then that of a run without workers.
+
+    Args:
+        forget, retain: streams of undecoded rows, as `undecoded` makes them.
+        seed: fixes shuffling and every random draw of a pair.
+        shuffle_buffer: rows held (undecoded) for shuffling; 0 keeps the order of the source.
+    """
+
+    def __init__(self, forget, retain, seed: int = 0, shuffle_buffer: int = 1000):
+        if shuffle_buffer:
+            forget = forget.shuffle(seed=seed, buffer_size=shuffle_buffer)
+            retain = retain.shuffle(seed=seed + 1, buffer_size=shuffle_buffer)
+        self.forget, self.retain, self.seed = forget, retain, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise InputError(f"A stream of pairs is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}.")
+        pairs = zip(_restarted(self.forget, "forget"), _restarted(self.retain, "retain"))
+        for t, (forget, retain) in enumerate(pairs):
+            yield {"forget": forget, "retain": retain, "seeds": seeds_for(self.seed, t)}
+
+
+def _restarted(stream, name: str):
+    for number in itertools.count():
+        stream.set_epoch(number)
+        row = None
+        for row in stream:
+            yield row
+        if row is None:
+            raise InputError(f"The {name} set is empty; choose classes, rows or files that the stream holds.")
+
+
+class SingleImages(torch.utils.data.Dataset):
+    """Undecoded rows of one map-style dataset with their seeds, for pretraining. Index t may exceed the length."""
+
+    def __init__(self, dataset, seed: int = 0):
+        self.images, self.seed = Cycle(dataset, seed), seed
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, t: int) -> dict:
+        return {"image": self.images[t], "seeds": seeds_for(self.seed, t)}
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Yields the indices of the epoch that `epoch()` names; the dataset itself shuffles.
+
+    The order then depends on the seed and the epoch alone, which is what makes a resumed run equal to a straight one.
+    """
+
+    def __init__(self, length: int, epoch):
+        self.length, self.epoch = length, epoch
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        start = self.epoch() * self.length
+        return iter(range(start, start + self.length))
+
+
+class ImageReader:
+    """Turns undecoded rows into the model's pixel values.
+
+    Args:
+        processor: the model's image processor (resize, rescale, normalise).
+        channels: 1 reads pictures as grey, 3 as RGB.
+        augment: called as augment(picture, rng) on each PIL picture, or None. `flip_and_crop` is the reference's.
+        on_corrupt: what an unreadable picture does: "refuse" raises, "skip" leaves it out and counts it in `skipped`.
+    """
+
+    def __init__(self, processor, channels: int, augment=None, on_corrupt: str = "refuse"):
+        if on_corrupt not in ("refuse", "skip"):
+            raise InputError(f"on_corrupt is 'refuse' or 'skip', got '{on_corrupt}'.")
+        if channels not in (1, 3):
+            raise InputError(f"Pictures of 1 or 3 channels can be read, the model takes {channels}.")
+        mean = getattr(processor, "image_mean", None) or [0.0]
+        if len(mean) not in (1, channels):
+            raise InputError(
+                f"The image processor normalises {len(mean)} channels, the model takes {channels}; use the processor "
+                "saved with the model."
+            )
+        self.processor, self.augment, self.on_corrupt = processor, augment, on_corrupt
+        self.decoder = datasets.Image(mode={1: "L", 3: "RGB"}[channels])
+
+    def decode(self, row: dict, seed: int = 0) -> Image.Image | None:
+        """The picture of a row, or None if it is unreadable and those are skipped."""
+        try:
+            picture = self.decoder.decode_example(row["image"])
+        except UNREADABLE as error:
+            name = row["image"].get("path") or "an image without a name"
+            if self.on_corrupt == "refuse":
+                raise InputError(
+                    f"Cannot read {name}: {type(error).__name__}: {error}. Repair or remove it, or skip such pictures "
+                    "with on_corrupt='skip'."
+                ) from error
+            logger.warning("Skipped unreadable picture %s (%s).", name, type(error).__name__)
+            return None
+        return self.augment(picture, random.Random(seed)) if self.augment else picture
+
+    def pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """(B, C, H, W) float32 in the normalised space."""
+        return self.processor(pictures, return_tensors="pt")["pixel_values"]
+
+    def unit(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised pixel values (B, C, H, W) -> pixels clipped to [0, 1], what a person sees."""
+        if not getattr(self.processor, "do_normalize", False):
+            return pixel_values.clamp(0, 1)
+        mean, std = (
+            torch.tensor(v, device=pixel_values.device).view(-1, 1, 1)
+            for v in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (pixel_values * std + mean).clamp(0, 1)
+
+
+class PairCollator:
+    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": (B, 3), "skipped": ()}.
+
+    A pair of which one picture is unreadable is dropped whole, so the halves stay balanced; `skipped` counts them.
+    The seeds of a pair are those of T for the retain picture, T for the forget picture, and n.
+    """
+
+    def __init__(self, reader: ImageReader):
+        self.reader = reader
+
+    def __call__(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
+        kept = []
+        for pair in pairs:
+            pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
+            if None not in pictures:
+                kept.append((*pictures, pair["seeds"]))
+        if not kept:
+            raise InputError(f"All {len(pairs)} pairs of a batch hold an unreadable picture; there is nothing to train on.")
+        retain, forget, seeds = zip(*kept)
+        pixels = self.reader.pixels([*retain, *forget])  # (2B, C, H, W)
+        return {
+            "retain": pixels[: len(kept)],
+            "forget": pixels[len(kept) :],
+            "seeds": torch.tensor(seeds),
+            "skipped": torch.tensor(len(pairs) - len(kept)),
+        }
+
+
+class ImageCollator:
+    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": (B, 3)}; unreadable ones are left out."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader = reader
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        kept = [(p, row["seeds"]) for row in rows if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
+        if not kept:
+            raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
+        pictures, seeds = zip(*kept)
+        return {"pixel_values": self.reader.pixels(list(pictures)), "seeds": torch.tensor(seeds)}
+
+
+def flip_and_crop(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Half of the pictures mirrored, a random crop of 20-100% of the area and aspect 3/4..4/3 (the reference's)."""
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    width, height = picture.size
+    area = rng.uniform(0.2, 1) * width * height
+    aspect = (3 / 4) ** rng.uniform(-1, 1)
+    w, h = min(width, round((area * aspect) ** 0.5)), min(height, round((area / aspect) ** 0.5))
+    left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+
+
+def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Small rotation (12 deg), shear (0.15), scale (+-15%) and shift (7%): for digits, which must not be mirrored."""
+    width, height = picture.size
+    angle, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
+    scale = 1 / rng.uniform(0.85, 1.15)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, shear], [0, 1]]
+    centre = np.array([width / 2, height / 2])
+    shift = centre - turn @ (centre + [rng.uniform(-0.07, 0.07) * width, rng.uniform(-0.07, 0.07) * height])
+    matrix = (*turn[0], shift[0], *turn[1], shift[1])
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+AUGMENTATIONS = {"none": None, "flip_and_crop": flip_and_crop, "jitter": jitter}

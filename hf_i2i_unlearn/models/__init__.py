@@ -1,0 +1,4 @@
+from .base import I2IModel
+from .mae import I2IMAE
+
+__all__ = ["I2IMAE", "I2IModel"]

@@ -1,0 +1,92 @@
+"""What a model family must offer to be unlearned: an encoder, a decoder, and a way to complete pictures."""
+
+import abc
+import copy
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+
+class I2IModel(nn.Module, abc.ABC):
+    """h = D o E (eq. 1) around a library's own model, which stays loadable by its own library.
+
+    `forward` encodes, and nothing else: it is what DDP, FSDP and `torch.compile` see. `generate` completes pictures.
+    Pixel values are normalised images (B, C, H, W) as the family's image processor makes them; masks are boolean
+    (B, rows, cols) over the patch grid, True = hidden, as `corruptions` makes them.
+
+    A family sets `model` (the inner library model) and the properties below.
+    """
+
+    model: nn.Module
+    family: str  # one word for cards and messages
+
+    @property
+    @abc.abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    @property
+    @abc.abstractmethod
+    def channels(self) -> int:
+        """Colour channels of a picture: 1 or 3."""
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(rows, cols) of patches that a corruption hides."""
+
+    @abc.abstractmethod
+    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """E(T(x)): the encoder's representation, first dimension B."""
+
+    @abc.abstractmethod
+    def generate(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """D(E(T(x))) in the hole, x elsewhere: (B, C, H, W) in the normalised space of `pixel_values`."""
+
+    @abc.abstractmethod
+    def training_loss(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The loss the family is trained with, per sample: (B,)."""
+
+    @abc.abstractmethod
+    def encoder_modules(self) -> list[nn.Module]:
+        """The inner modules that make up E, and no weight that D reads."""
+
+    def save_pretrained(self, folder, **kwargs) -> None:
+        """Write the inner model alone, so that its own library's `from_pretrained(folder)` reads it."""
+        self.model.save_pretrained(folder, **kwargs)
+
+    def load_weights(self, folder) -> None:
+        """Copy the weights that `save_pretrained` wrote to `folder` into this model, strictly.
+
+        The detour over `from_pretrained` is needed because on disk some families use other key names than in memory.
+        """
+        loaded = type(self.model).from_pretrained(folder)
+        self.model.load_state_dict(loaded.state_dict(), strict=True)
+
+    def train_encoder_only(self) -> "I2IModel":
+        """Freeze all but the encoder's own trainable weights ("decoder untouched", section 3.3)."""
+        keep = {id(p) for module in self.encoder_modules() for p in module.parameters() if p.requires_grad}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in keep)
+        return self
+
+    def frozen_copy(self) -> "I2IModel":
+        """The original model (theta_0, phi_0): a deep copy in eval mode that takes no gradient."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def hole(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, rows, cols) patch mask -> (B, 1, H, W) boolean pixel mask, True = hidden."""
+        (rows, cols), (height, width) = self.grid, self.image_size
+        mask = mask.repeat_interleave(height // rows, 1).repeat_interleave(width // cols, 2)  # (B, H, W)
+        return mask.unsqueeze(1)
+
+    def check_pixels(self, pixel_values: torch.Tensor) -> None:
+        """Raise InputError unless the pictures have the channels and the size that the model takes."""
+        wanted, got = (self.channels, *self.image_size), tuple(pixel_values.shape[1:])
+        if got != wanted:
+            raise InputError(
+                f"The model takes pictures of {wanted[0]} channel(s) and {wanted[1]}x{wanted[2]} pixels, got {got[0]} and "
+                f"{'x'.join(map(str, got[1:]))}; use the image processor saved with the model, or set its size."
+            )
