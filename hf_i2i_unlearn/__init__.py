@@ -3,7 +3,8 @@
 The public names; everything else is an implementation detail.
 """
 
-from .cli import JsonDict, parse, refuse_full_folder, run
+from . import demo
+from .cli import JsonDict, command_line, parse, refuse_full_folder, run, write_run
 from .config import UnlearningConfig
 from .corruptions import (
     CORRUPTION_HELP,
@@ -25,10 +26,12 @@ from .data import (
     undecoded,
 )
 from .errors import InputError
-from .evaluation import Evaluator, markdown_table
+from .evaluation import Evaluator, completions, markdown_table
 from .methods import DISTANCES
+from .model_card import inherited_license, write_card
 from .models import I2IMAE, I2IModel
 from .noise import Noise, StandardNormal
+from .plots import completion_grid
 from .pretraining import PretrainingConfig, PretrainingTrainer
 from .splits import (
     Selection,

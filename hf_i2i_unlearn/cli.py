@@ -3,11 +3,15 @@
 import argparse
 import difflib
 import json
+import re
+import shlex
 import sys
+from dataclasses import MISSING, fields
+from enum import Enum
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from .errors import InputError
 
@@ -26,8 +30,10 @@ class JsonDict(dict):
         super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
-def parse(dataclasses, description: str, argv=None):
+def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     """Instances of the dataclasses from the command line.
+
+    A command line with neither `--model` nor `--config` runs the embedded demo: it reads the configuration `demo`.
 
     `--config file.yaml` sets defaults, which other options override. `--help` shows our own options and the common ones
     of the Trainer, `--help_all` every one.
@@ -50,7 +56,9 @@ def parse(dataclasses, description: str, argv=None):
                 action.help = argparse.SUPPRESS
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument("--config")
-    file = config.parse_known_args(argv)[0].config
+    config.add_argument("--model")
+    given, _ = config.parse_known_args(argv)
+    file = given.config or (demo if given.model is None else None)
     if file:
         parser.set_defaults(**_read_yaml(file, {action.dest for action in parser._actions}))
     parsed = parser.parse_args_into_dataclasses(args=argv)
@@ -88,3 +96,37 @@ def refuse_full_folder(output_dir: str, resuming: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not resuming:
         hint = " or go on with it: --resume_from_checkpoint true" if any(folder.glob("checkpoint-*")) else ""
         raise InputError(f"The output folder '{output_dir}' is not empty; choose another --output_dir, empty it{hint}.")
+
+
+def write_run(path, *instances) -> None:
+    """Write the options of a run as YAML that `--config` reads: ours in full, the Trainer's where they are not the default.
+
+    Access tokens are left out.
+    """
+    options = {}
+    for instance in instances:
+        for option in fields(instance):
+            value = getattr(instance, option.name)
+            default = option.default_factory() if option.default is MISSING and option.default_factory is not MISSING else option.default
+            ours = not isinstance(instance, TrainingArguments) or option.name in vars(type(instance))["__annotations__"]
+            if "token" not in option.name and option.init and (ours or value != default):
+                options[option.name] = _plain(value)
+    Path(path).write_text(yaml.safe_dump(options, sort_keys=False))
+
+
+def _plain(value):
+    """Enums and dataclasses of the Trainer as what YAML can hold."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def command_line(recipe: str) -> str:
+    """The command that is running, for a card; the value of any option that holds a token is left out."""
+    words = [re.sub(r"^(--\w*token)=.*", r"\1=...", word) for word in sys.argv[1:]]
+    words = ["..." if before.startswith("--") and before.endswith("token") else word for before, word in zip(["", *words], words)]
+    return shlex.join(["accelerate", "launch", recipe, *words])

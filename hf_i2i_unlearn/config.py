@@ -73,3 +73,5 @@ class UnlearningConfig(TrainingArguments):
         super().__post_init__()
         # Never "greater is better", which the parent infers from the metric's name.
         self.greater_is_better = False
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False

@@ -104,7 +104,8 @@ class ForgetRetainStream(torch.utils.data.IterableDataset):
     """Endless pairs from two streams (`datasets.IterableDataset`), each restarted, reshuffled, when it ends.
 
     Every process reads the whole stream and keeps its share before anything is decoded, so the run is the same on any
-    number of processes. One loader worker at most: the order of the pairs is then that of a run without workers.
+    number of processes. One loader worker at most, for several would each read a part of the shards; with it the order
+    is another one than without, but as reproducible.
 
     Args:
         forget, retain: streams of undecoded rows, as `undecoded` makes them.
@@ -222,16 +223,17 @@ class ImageReader:
 
 
 class PairCollator:
-    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": (B, 3), "skipped": ()}.
+    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": int array (B, 3), "skipped": int}.
 
     A pair of which one picture is unreadable is dropped whole, so the halves stay balanced; `skipped` counts them.
-    The seeds of a pair are those of T for the retain picture, T for the forget picture, and n.
+    The seeds of a pair are those of T for the retain picture, T for the forget picture, and n. They are no tensors, so
+    that they stay on the CPU, where they are needed.
     """
 
     def __init__(self, reader: ImageReader):
         self.reader = reader
 
-    def __call__(self, pairs: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, pairs: list[dict]) -> dict:
         kept = []
         for pair in pairs:
             pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
@@ -244,23 +246,23 @@ class PairCollator:
         return {
             "retain": pixels[: len(kept)],
             "forget": pixels[len(kept) :],
-            "seeds": torch.tensor(seeds),
-            "skipped": torch.tensor(len(pairs) - len(kept)),
+            "seeds": np.array(seeds),
+            "skipped": len(pairs) - len(kept),
         }
 
 
 class ImageCollator:
-    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": (B, 3)}; unreadable ones are left out."""
+    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": int array (B, 3)}; unreadable ones are left out."""
 
     def __init__(self, reader: ImageReader):
         self.reader = reader
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict:
         kept = [(p, row["seeds"]) for row in rows if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
         if not kept:
             raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
         pictures, seeds = zip(*kept)
-        return {"pixel_values": self.reader.pixels(list(pictures)), "seeds": torch.tensor(seeds)}
+        return {"pixel_values": self.reader.pixels(list(pictures)), "seeds": np.array(seeds)}
 
 
 def flip_and_crop(picture: Image.Image, rng: random.Random) -> Image.Image:

@@ -121,3 +121,19 @@ def markdown_table(result: dict[str, dict[str, float]]) -> str:
             f"{r['psnr']:.1f} dB | {r['drift']:.3f} |"
         )
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def completions(models: dict[str, I2IModel], reader: ImageReader, corruption: Corruption, rows: list, seed: int = 0) -> dict:
+    """Columns for `plots.completion_grid`: {"x", "T(x)" and every name in `models`: (N, C, H, W) in [0, 1]}.
+
+    Args:
+        models: {column title: model}; rows: undecoded rows. The hole of T(x) is drawn grey.
+    """
+    first = next(iter(models.values()))
+    batch = ImageCollator(reader)([{"image": row, "seeds": seeds_for(seed, i)} for i, row in enumerate(rows)])
+    mask = corruption(first.grid, batch["seeds"][:, 0])
+    pixels = batch["pixel_values"].to(next(first.parameters()).device)
+    truth = reader.unit(pixels)
+    columns = {"x": truth, "T(x)": torch.where(first.hole(mask).to(truth.device), 0.5, truth)}
+    return columns | {name: reader.unit(model.generate(pixels, mask)) for name, model in models.items()}

@@ -78,7 +78,7 @@ class PretrainingTrainer(I2ITrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seeds = inputs["seeds"].cpu()
+        seeds = inputs["seeds"]
         # The first picture's third seed picks the T of the step: the same again when the run is resumed.
         pick = torch.multinomial(self.shares, 1, generator=torch.Generator().manual_seed(int(seeds[0, 2])))
         mask = self.corruptions[int(pick)](self.i2i.grid, seeds[:, 1])

@@ -45,7 +45,7 @@ class I2ITrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; True resumes from the last checkpoint that is whole and removes a half-written one."""
-        if resume_from_checkpoint is True:
+        if str(resume_from_checkpoint).lower() == "true":
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -56,6 +56,8 @@ class I2ITrainer(Trainer):
         self._terms_count += 1
 
     def log(self, logs, start_time=None):
+        if getattr(self, "skipped", 0):
+            logs["skipped_pairs"] = self.skipped
         if "loss" in logs and self._terms_count:
             means = torch.stack([self._terms[name].float() for name in self._terms]) / self._terms_count
             means = self.accelerator.reduce(means, "mean").tolist()
@@ -194,8 +196,8 @@ class UnlearningTrainer(I2ITrainer):
         retain, forget = self.distances(model, self.corruption, **{k: inputs[k] for k in ("retain", "forget", "seeds")})
         loss = retain + self.args.alpha * forget
         if model.training:
-            self.log_terms(retain_distance=retain, forget_distance=forget, skipped_pairs=inputs["skipped"].float())
-            self.skipped += int(inputs["skipped"])
+            self.log_terms(retain_distance=retain, forget_distance=forget)
+            self.skipped += inputs["skipped"]
         return (loss, None) if return_outputs else loss
 
     def distances(self, model, corruption, retain, forget, seeds) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,7 +206,6 @@ class UnlearningTrainer(I2ITrainer):
         Args:
             retain, forget: (B, C, H, W) pixel values. seeds: (B, 3), for T of retain, T of forget and n.
         """
-        seeds = seeds.cpu()
         half = len(retain)
         mask = torch.cat([corruption(self.i2i.grid, seeds[:, k]) for k in (0, 1)])  # (2B, rows, cols)
         with torch.no_grad():

@@ -1,0 +1,160 @@
+"""The card of an unlearned checkpoint: metadata that the Hub reads, and a text that stands on its own."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .evaluation import FIGURES, markdown_table
+
+CITATION = """@inproceedings{li2024machine,
+  title = {Machine Unlearning for Image-to-Image Generative Models},
+  author = {Li, Guihong and Hsu, Hsiang and Chen, Chun-Fu and Marculescu, Radu},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}"""
+
+TEMPLATE = """---
+{card_data}
+---
+
+# {name}
+
+`{base_model}` after machine unlearning: pictures of the forget set can no longer be completed, those of the retain set are
+completed as before. The decoder is the original's, bit for bit.
+
+```python
+from transformers import ViTMAEForPreTraining
+
+model = ViTMAEForPreTraining.from_pretrained("{name}")
+```
+
+![before and after]({picture})
+
+## Before and after
+
+Corruption T(x): `{eval_corruption}`. Evaluated on: {evaluation}.
+
+{table}
+
+{figures}
+
+FID, Inception score and CLIP similarity were not measured.
+
+## What was forgotten, and how
+
+| | |
+|---|---|
+| dataset | {dataset} |
+| forget set | {forget} ({forget_size} pictures) |
+| retain set | {retain} ({retain_size} pictures) |
+| method | eq. 10 of the paper: E(T(x_r)) is held at E0(T(x_r)), E(T(x_f)) is moved to E0(T(n)) |
+| alpha | {alpha} |
+| distance | {distance} |
+| n | {noise} |
+| T in training | `{corruption}` |
+| steps | {steps} of {batch} pairs, learning rate {learning_rate:g} |
+| seed | {seed} |
+| checkpoint kept | {kept} |
+| unreadable pairs skipped | {skipped} |
+
+```bash
+{command}
+```
+
+The exact options are in `run.yaml` (`--config run.yaml` repeats the run). Versions: {versions}.
+
+## Limits
+
+- This is suppression, not erasure. Fine-tuning on a few dozen forget pictures is known to bring small models back within
+  tens of steps; nothing here measures how far this checkpoint resists that.
+- Pictures hidden in another way than in training (`{corruption}`) were not evaluated unless the table says so.
+- Hole MSE on the forget set says that the truth is not reproduced. It does not say that the filling looks like noise.
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+
+def write_card(
+    folder,
+    *,
+    base_model: str,
+    license: str | None,
+    result: dict,
+    description: dict,
+    args,
+    corruption,
+    eval_corruption,
+    noise,
+    steps: int,
+    skipped: int,
+    command: str,
+    picture: str,
+) -> ModelCard:
+    """Write `README.md` into `folder`.
+
+    Args:
+        base_model: Hub id or folder of the original. license: its license identifier, inherited; None if unknown.
+        result: what `Evaluator` returned. description: that of `Splits`. args: the `UnlearningConfig` of the run.
+        picture: file name of the before/after grid inside the folder.
+    """
+    name = Path(folder).resolve().name
+    data = ModelCardData(
+        model_name=name,
+        base_model=base_model,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-to-image",
+        tags=["machine-unlearning", "image-to-image"],
+        datasets=None if Path(description["dataset"]).exists() else [description["dataset"]],
+        eval_results=[
+            EvalResult(
+                task_type="image-to-image",
+                dataset_type=description["dataset"],
+                dataset_name=description["dataset"],
+                dataset_config=split,
+                metric_type=metric,
+                metric_name=f"{metric} in the hole ({eval_corruption}), {when} unlearning",
+                metric_value=round(result[split][prefix + metric], 4),
+            )
+            for split in ("retain", "forget")
+            for metric in ("mse", "psnr")
+            for when, prefix in (("before", "original_"), ("after", ""))
+        ],
+    )
+    text = TEMPLATE.format(
+        card_data=data.to_yaml(),
+        name=name,
+        base_model=base_model,
+        picture=picture,
+        corruption=corruption,
+        eval_corruption=eval_corruption,
+        table=markdown_table(result),
+        figures="\n".join(f"- {key}: {FIGURES[key]}." for key in ("mse", "psnr", "drift")),
+        alpha=args.alpha,
+        distance=args.distance,
+        noise=noise,
+        steps=steps,
+        batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        kept="the one with the lowest objective on the evaluation pictures" if args.load_best_model_at_end else "the last",
+        skipped=skipped,
+        command=command,
+        versions=", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "datasets", "accelerate")),
+        citation=CITATION,
+        **description,
+    )
+    card = ModelCard(text)
+    card.save(Path(folder) / "README.md")
+    return card
+
+
+def inherited_license(base_model: str) -> str | None:
+    """The license that the card of a local base model names, or None."""
+    card = Path(base_model) / "README.md"
+    return ModelCard.load(card).data.license if card.is_file() else None

@@ -1,0 +1,93 @@
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from hf_i2i_unlearn import InputError, SplitArguments, UnlearningConfig, command_line, parse, refuse_full_folder, run, write_run
+
+
+@dataclass
+class Arguments(SplitArguments):
+    model: str = field(default="mnist-demo", metadata={"help": "The model."})
+
+
+def parsed(*argv, **kwargs):
+    return parse((Arguments, UnlearningConfig), "A recipe.", ["--use_cpu", *argv], **kwargs)
+
+
+def test_yaml_gives_defaults_and_the_command_line_overrides(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("alpha: 0.5\nforget_classes: [cat, dog]\nlearning_rate: 1.0e-3\nstreaming: true\n")
+    args, training = parsed("--config", str(file), "--learning_rate", "2e-3")
+    assert (training.alpha, training.learning_rate, args.streaming, args.forget_classes) == (0.5, 2e-3, True, ["cat", "dog"])
+    assert parsed()[1].alpha == 0.25
+
+
+def test_the_demo_is_what_runs_without_a_model(tmp_path):
+    file = tmp_path / "demo.yaml"
+    file.write_text("alpha: 0.5\n")
+    assert parsed(demo=file)[1].alpha == 0.5
+    assert parsed("--model", "mine", demo=file)[1].alpha == 0.25
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("alhpa: 1", "unknown option 'alhpa'; did you mean alpha"), ("a: [", "not valid YAML"), (None, "Cannot read the configuration")],
+)
+def test_bad_configuration_files(tmp_path, text, message):
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        parsed("--config", str(file))
+
+
+def test_a_written_run_is_read_back(tmp_path):
+    given = parsed("--alpha", "0.7", "--forget_rows", "1,2", "--max_steps", "9", "--hub_token", "hf_secret", "--lr_scheduler_type", "cosine")
+    write_run(tmp_path / "run.yaml", *given)
+    assert "hf_secret" not in (tmp_path / "run.yaml").read_text()
+    again = parse((Arguments, UnlearningConfig), "", ["--config", str(tmp_path / "run.yaml")])
+    assert again[0] == given[0]
+    one, two = (a.to_dict() for a in (again[1], given[1]))
+    assert {k for k in one if one[k] != two[k]} <= {"hub_token"}
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["lr_scheduler_type"] == "cosine"
+
+
+@pytest.mark.parametrize("given", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_the_command_of_a_card_holds_no_token(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["x", *given, "--forget_classes", "a b", "c"])
+    command = command_line("recipes/x.py")
+    assert "hf_secret" not in command and command.startswith("accelerate launch recipes/x.py --hub_token")
+    assert command.endswith("--forget_classes 'a b' c")
+
+
+def test_help_shows_ours_and_hides_the_trainers(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    short = capsys.readouterr().out
+    assert "--forget_list" in short and "--alpha" in short and "--torch_compile" not in short
+    with pytest.raises(SystemExit):
+        parsed("--help_all")
+    assert "--torch_compile" in capsys.readouterr().out
+
+
+def test_a_full_output_folder_is_refused(tmp_path):
+    refuse_full_folder(tmp_path / "new", False)
+    refuse_full_folder(tmp_path, False)
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(InputError, match="is not empty; .*--resume_from_checkpoint true"):
+        refuse_full_folder(tmp_path, False)
+    refuse_full_folder(tmp_path, True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        refuse_full_folder(tmp_path / "file", False)
+
+
+def test_bad_input_ends_in_one_sentence(capsys):
+    def main():
+        raise InputError("No.")
+
+    with pytest.raises(SystemExit) as exit:
+        run(main)
+    assert exit.value.code == 2 and capsys.readouterr().err == "error: No.\n"
