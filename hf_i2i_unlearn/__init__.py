@@ -23,15 +23,26 @@ from .data import (
     ImageReader,
     PairCollator,
     SingleImages,
+    pixel_batches,
     undecoded,
 )
 from .errors import InputError
 from .evaluation import Evaluator, completions, markdown_table
-from .methods import DISTANCES
+from .methods import DISTANCES, METHODS, Method, information_bound
 from .model_card import inherited_license, write_card
 from .models import I2IMAE, I2IModel
-from .noise import Noise, StandardNormal
-from .plots import completion_grid
+from .noise import (
+    NOISE_HELP,
+    BatchMatched,
+    Constant,
+    LowRankNormal,
+    MomentMatched,
+    Noise,
+    StandardNormal,
+    Uniform,
+    make_noise,
+)
+from .plots import completion_grid, frontier
 from .pretraining import PretrainingConfig, PretrainingTrainer
 from .splits import (
     Selection,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .errors import InputError
-from .methods import DISTANCES
+from .methods import DISTANCES, METHODS
+from .objective import check_noise_target
 
 
 @dataclass
@@ -13,10 +14,22 @@ class UnlearningConfig(TrainingArguments):
     """`TrainingArguments` with the paper's values (App. C.3 for MAE and VQ-GAN) and the options of eq. 10.
 
     Raises:
-        InputError: alpha <= 0, or an unknown distance.
+        InputError: alpha or a bound <= 0, an unknown word, or options that exclude each other.
     """
 
-    # Eq. 10
+    # The method
+    method: str = field(
+        default="ours",
+        metadata={"choices": list(METHODS), "help": "; ".join(f"{k}: {m.summary} ({m.source})" for k, m in METHODS.items()) + "."},
+    )
+    variant: str = field(
+        default="paper",
+        metadata={
+            "choices": ["paper", "reference"],
+            "help": "reference: what the released code intends where it departs from the paper (random_encoder: noise with the "
+            "moments of the original's representations; retain_label: the original's completions for targets).",
+        },
+    )
     alpha: float = field(
         default=0.25,
         metadata={"help": "Weight of the forget term in eq. 10 (App. C.3). Larger forgets more and costs more on retain."},
@@ -28,6 +41,32 @@ class UnlearningConfig(TrainingArguments):
             "help": "Distance between representations. mse: what the released code trains with. l2: the literal norm of "
             "eq. 10. unit_l2: the same of unit-norm representations (theorem 1). l2 and unit_l2 forget NOTHING at alpha < 1.",
         },
+    )
+
+    noise_target: str = field(
+        default="fresh",
+        metadata={
+            "choices": ["fresh", "mean"],
+            "help": "fresh: new noise n for each forget picture (the paper). mean: E[E0(T(n))], equal in expectation for mse, "
+            "with less variance and, for a fixed T, without a teacher pass.",
+        },
+    )
+    mean_draws: int = field(default=1024, metadata={"help": "Draws of n behind that mean, for a fixed T."})
+
+    # Control
+    retain_bound: float | None = field(
+        default=None,
+        metadata={
+            "help": "The largest retain distance allowed (it is 0 for the original model): forget as much as possible within "
+            "it. A multiplier then takes the place of alpha, starting at 1 / alpha."
+        },
+    )
+    patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better objective; 0 = never (the paper)."}
+    )
+    patience_threshold: float = field(default=0.0, metadata={"help": "By how much an objective must fall to be better."})
+    stop_at_forget_distance: float | None = field(
+        default=None, metadata={"help": "Stop at the evaluation that reaches this forget distance."}
     )
 
     # Changed defaults
@@ -70,6 +109,16 @@ class UnlearningConfig(TrainingArguments):
             raise InputError(f"alpha must be larger than 0 (0.25 in the paper), got {self.alpha}.")
         if self.distance not in DISTANCES:
             raise InputError(f"distance is one of {', '.join(DISTANCES)}, got '{self.distance}'.")
+        for name, known in (("method", list(METHODS)), ("variant", ["paper", "reference"]), ("noise_target", ["fresh", "mean"])):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is one of {', '.join(known)}, got '{getattr(self, name)}'.")
+        check_noise_target(self.noise_target, self.distance, self.method)
+        if self.retain_bound is not None and not self.retain_bound > 0:
+            raise InputError(f"retain_bound must be larger than 0, got {self.retain_bound}.")
+        if self.retain_bound is not None and METHODS[self.method].space != "encoder":
+            raise InputError(
+                f"retain_bound bounds the distance to the original encoder; '{self.method}' trains on outputs. Use ours or random_encoder."
+            )
         super().__post_init__()
         # Never "greater is better", which the parent infers from the metric's name.
         self.greater_is_better = False

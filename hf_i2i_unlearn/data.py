@@ -115,8 +115,10 @@ class ForgetRetainStream(torch.utils.data.IterableDataset):
 
     def __init__(self, forget, retain, seed: int = 0, shuffle_buffer: int = 1000):
         if shuffle_buffer:
-            forget = forget.shuffle(seed=seed, buffer_size=shuffle_buffer)
-            retain = retain.shuffle(seed=seed + 1, buffer_size=shuffle_buffer)
+            # From one shard at a time (their order is shuffled too): reading several at once, `datasets` 5.2 sleeps for
+            # five seconds at every end of a pass.
+            forget = forget.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
+            retain = retain.shuffle(seed=seed + 1, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
         self.forget, self.retain, self.seed = forget, retain, seed
 
     def __iter__(self) -> Iterator[dict]:
@@ -211,6 +213,11 @@ class ImageReader:
         """(B, C, H, W) float32 in the normalised space."""
         return self.processor(pictures, return_tensors="pt")["pixel_values"]
 
+    def black_and_white(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised values of pixels 0 and 1, each (C,)."""
+        mean, std = torch.tensor(self.processor.image_mean), torch.tensor(self.processor.image_std)
+        return -mean / std, (1 - mean) / std
+
     def unit(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixel values (B, C, H, W) -> pixels clipped to [0, 1], what a person sees."""
         if not getattr(self.processor, "do_normalize", False):
@@ -263,6 +270,15 @@ class ImageCollator:
             raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
         pictures, seeds = zip(*kept)
         return {"pixel_values": self.reader.pixels(list(pictures)), "seeds": np.array(seeds)}
+
+
+def pixel_batches(dataset, reader: ImageReader, size: int = 64) -> Iterator[torch.Tensor]:
+    """One pass over a dataset or stream of undecoded rows as (B, C, H, W) pixel values, without augmentation of any kind."""
+    rows = iter(dataset)
+    while chunk := list(itertools.islice(rows, size)):
+        pictures = [picture for row in chunk if (picture := reader.decode(row)) is not None]
+        if pictures:
+            yield reader.pixels(pictures)
 
 
 def flip_and_crop(picture: Image.Image, rng: random.Random) -> Image.Image:

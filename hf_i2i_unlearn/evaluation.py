@@ -7,31 +7,27 @@ from tqdm.auto import tqdm
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, seeds_for
 from .errors import InputError
-from .methods import mse
 from .models.base import I2IModel
-from .noise import Noise, StandardNormal
 
 FIGURES = {
     "mse": "mean squared error in the hole, normalised units",
     "psnr": "PSNR in the hole, dB, mean over pictures (pixels clipped to [0, 1])",
     "drift": "mean squared difference in the hole between the model's completion and the original model's, normalised units",
-    "distance": "distance of eq. 10 between the encoder's representation and its target",
 }
 
 
 class Evaluator:
     """Completes the pictures of both sets with a model and compares them with the truth and with the original model.
 
-    Figures (`FIGURES`) are means over pictures, summed in float64 and over all processes. T and n of picture i depend on
-    (seed, i) alone, so two calls, and two models, are compared on the same holes.
+    Figures (`FIGURES`) are means over pictures, summed in float64 and over all processes. T of picture i depends on (seed, i)
+    alone, so two calls, and two models, are compared on the same holes.
 
     Args:
         original: the original model (theta_0, phi_0).
         splits: {"forget": rows, "retain": rows}, lists of undecoded rows.
         reader: reads the pictures, without augmentation.
         corruption: T in this evaluation.
-        distance, noise: those of the run, for the figure `distance`.
-        batch_size: pictures per pass. seed: fixes T and n.
+        batch_size: pictures per pass. seed: fixes T.
         accelerator: spreads the pictures over its processes; one process if None.
         keep_original: hold the original's completions in memory, for repeated calls on few pictures.
     """
@@ -42,8 +38,6 @@ class Evaluator:
         splits: dict[str, list],
         reader: ImageReader,
         corruption: Corruption,
-        distance=mse,
-        noise: Noise | None = None,
         batch_size: int = 64,
         seed: int = 0,
         accelerator=None,
@@ -53,13 +47,12 @@ class Evaluator:
             if len(rows) == 0:
                 raise InputError(f"There are no {name} pictures to evaluate on; choose a split or classes that hold some.")
         self.original, self.splits, self.reader, self.corruption = original, splits, reader, corruption
-        self.distance, self.noise = distance, noise or StandardNormal()
         self.batch_size, self.seed, self.accelerator = batch_size, seed, accelerator
         self._kept = {} if keep_original else None
 
     @torch.no_grad()
     def __call__(self, model: I2IModel, progress: bool = True) -> dict[str, dict[str, float]]:
-        """{"forget": {...}, "retain": {...}} with count, mse, psnr, original_mse, original_psnr, drift and distance."""
+        """{"forget": {...}, "retain": {...}} with count, mse, psnr, original_mse, original_psnr and drift."""
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
@@ -71,23 +64,21 @@ class Evaluator:
         rank, world = (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
         items = [{"image": row, "seeds": seeds_for(self.seed, i)} for i, row in enumerate(self.splits[name])][rank::world]
         loader = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
-        sums = torch.zeros(7, dtype=torch.float64)
+        sums = torch.zeros(6, dtype=torch.float64)
         for number, batch in enumerate(tqdm(loader, f"evaluating {name}", leave=False, disable=not progress or rank > 0)):
             pixels, seeds = batch["pixel_values"].to(device), batch["seeds"]
             mask = self.corruption(model.grid, seeds[:, 0])
             before, after = self._original(name, number, pixels, mask), model.generate(pixels, mask)
-            target_input = self.noise(pixels, seeds[:, 2]) if name == "forget" else pixels
-            distance = self.distance(model(pixels, mask), self.original(target_input, mask))
             hole = model.hole(mask).to(device)
             columns = [torch.ones(len(pixels), device=device)]
             for completion in (after, before):
                 columns += [hole_mse(completion, pixels, hole), self._psnr(completion, pixels, hole)]
-            columns += [hole_mse(after, before, hole), distance]
+            columns.append(hole_mse(after, before, hole))
             sums += torch.stack(columns).double().sum(1).cpu()
         if self.accelerator:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         count, *totals = sums.tolist()
-        names = ("mse", "psnr", "original_mse", "original_psnr", "drift", "distance")
+        names = ("mse", "psnr", "original_mse", "original_psnr", "drift")
         return {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
 
     def _original(self, name, number, pixels, mask):
@@ -125,7 +116,7 @@ def markdown_table(result: dict[str, dict[str, float]]) -> str:
 
 @torch.no_grad()
 def completions(models: dict[str, I2IModel], reader: ImageReader, corruption: Corruption, rows: list, seed: int = 0) -> dict:
-    """Columns for `plots.completion_grid`: {"x", "T(x)" and every name in `models`: (N, C, H, W) in [0, 1]}.
+    """Columns for `plots.completion_grid`: {"image", "T(x)" and every name in `models`: (N, C, H, W) in [0, 1]}.
 
     Args:
         models: {column title: model}; rows: undecoded rows. The hole of T(x) is drawn grey.
@@ -135,5 +126,5 @@ def completions(models: dict[str, I2IModel], reader: ImageReader, corruption: Co
     mask = corruption(first.grid, batch["seeds"][:, 0])
     pixels = batch["pixel_values"].to(next(first.parameters()).device)
     truth = reader.unit(pixels)
-    columns = {"x": truth, "T(x)": torch.where(first.hole(mask).to(truth.device), 0.5, truth)}
+    columns = {"image": truth, "T(x)": torch.where(first.hole(mask).to(truth.device), 0.5, truth)}
     return columns | {name: reader.unit(model.generate(pixels, mask)) for name, model in models.items()}

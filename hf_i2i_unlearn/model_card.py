@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluation import FIGURES, markdown_table
+from .methods import METHODS
 
 CITATION = """@inproceedings{li2024machine,
   title = {Machine Unlearning for Image-to-Image Generative Models},
@@ -21,7 +22,7 @@ TEMPLATE = """---
 # {name}
 
 `{base_model}` after machine unlearning: pictures of the forget set can no longer be completed, those of the retain set are
-completed as before. The decoder is the original's, bit for bit.
+completed as before. {decoder}
 
 ```python
 from transformers import ViTMAEForPreTraining
@@ -47,9 +48,9 @@ FID, Inception score and CLIP similarity were not measured.
 |---|---|
 | dataset | {dataset} |
 | forget set | {forget} ({forget_size} pictures) |
-| retain set | {retain} ({retain_size} pictures) |
-| method | eq. 10 of the paper: E(T(x_r)) is held at E0(T(x_r)), E(T(x_f)) is moved to E0(T(n)) |
-| alpha | {alpha} |
+| retain set | {retain}; available for training: {retain_availability} ({retain_size} pictures) |
+| method | {method} |
+| weight of forgetting | {weight} |
 | distance | {distance} |
 | n | {noise} |
 | T in training | `{corruption}` |
@@ -90,6 +91,7 @@ def write_card(
     corruption,
     eval_corruption,
     noise,
+    bound: dict | None,
     steps: int,
     skipped: int,
     command: str,
@@ -100,9 +102,10 @@ def write_card(
     Args:
         base_model: Hub id or folder of the original. license: its license identifier, inherited; None if unknown.
         result: what `Evaluator` returned. description: that of `Splits`. args: the `UnlearningConfig` of the run.
+        bound: what `UnlearningTrainer.bound_report` returned.
         picture: file name of the before/after grid inside the folder.
     """
-    name = Path(folder).resolve().name
+    name, method = Path(folder).resolve().name, METHODS[args.method]
     data = ModelCardData(
         model_name=name,
         base_model=base_model,
@@ -135,8 +138,10 @@ def write_card(
         eval_corruption=eval_corruption,
         table=markdown_table(result),
         figures="\n".join(f"- {key}: {FIGURES[key]}." for key in ("mse", "psnr", "drift")),
-        alpha=args.alpha,
-        distance=args.distance,
+        decoder="The decoder is the original's, bit for bit." if method.space == "encoder" else "Encoder and decoder were trained.",
+        method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}",
+        weight=f"alpha = {args.alpha}" if bound is None else _describe_bound(bound),
+        distance=args.distance if method.space == "encoder" else "the model's own training loss",
         noise=noise,
         steps=steps,
         batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -158,3 +163,11 @@ def inherited_license(base_model: str) -> str | None:
     """The license that the card of a local base model names, or None."""
     card = Path(base_model) / "README.md"
     return ModelCard.load(card).data.license if card.is_file() else None
+
+
+def _describe_bound(bound: dict) -> str:
+    verdict = "holds" if bound["holds"] else "is broken"
+    return (
+        f"as much as a retain distance of at most {bound['bound']:g} allows; on the evaluation pictures it is "
+        f"{bound['retain_distance']:.4g}, so the bound {verdict}"
+    )

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, SingleImages
-from .models.base import I2IModel
+from .models.base import I2IModel, TrainingLoss
 from .trainer import I2ITrainer
 
 
@@ -32,17 +31,10 @@ class PretrainingConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers."})
 
-
-class TrainingLoss(nn.Module):
-    """The family's training loss as a module, so that DDP sees the whole model in one `forward`."""
-
-    def __init__(self, i2i: I2IModel):
-        super().__init__()
-        self.i2i = i2i
-
-    def forward(self, pixel_values, mask):
-        """(B, C, H, W), (B, rows, cols) -> scalar."""
-        return self.i2i.training_loss(pixel_values, mask).mean()
+    def __post_init__(self):
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
 
 
 class PretrainingTrainer(I2ITrainer):
@@ -82,7 +74,7 @@ class PretrainingTrainer(I2ITrainer):
         # The first picture's third seed picks the T of the step: the same again when the run is resumed.
         pick = torch.multinomial(self.shares, 1, generator=torch.Generator().manual_seed(int(seeds[0, 2])))
         mask = self.corruptions[int(pick)](self.i2i.grid, seeds[:, 1])
-        loss = model(inputs["pixel_values"], mask)
+        loss = model(inputs["pixel_values"], mask).mean()
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model=None):

@@ -59,6 +59,18 @@ class SplitArguments(SourceArguments):
         default=None, metadata={"help": "Classes to retain; all that is not forgotten if not given."}
     )
     retain_dataset: str | None = field(default=None, metadata={"help": "Take the retain pictures from this dataset instead."})
+    retain_per_class: int | None = field(
+        default=None,
+        metadata={
+            "help": "Only so many retain pictures of each class are available (App. D.1); they are over-sampled, as the retain set "
+            "is cycled. 0: none, with proxies."
+        },
+    )
+    proxy_classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Classes that stand in for the retain set in training (section 4.3), never in the figures."},
+    )
+    proxy_dataset: str | None = field(default=None, metadata={"help": "Dataset that stands in for the retain set in training."})
     eval_samples: int = field(default=500, metadata={"help": "Pictures per set for the figures, evenly spread; 0 = all."})
 
 
@@ -235,18 +247,38 @@ def select(dataset, selection: Selection, keep: bool = True, image_column: str =
     """The rows that the selection matches, or with keep=False all others. Nothing is decoded, streams stay streams."""
     dataset = undecoded_column(dataset, image_column)
     if isinstance(dataset, datasets.IterableDataset):
-        features = dataset.features
 
         def wanted(table, rows):
-            return (selection.matches(table, np.asarray(rows), image_column) == keep).tolist()
+            return table.filter(pa.array(selection.matches(table, np.asarray(rows), image_column) == keep))
 
-        filtered = dataset.with_format("arrow").filter(wanted, with_indices=True, batched=True).with_format(None)
-        return filtered.cast(features) if filtered.features is None else filtered
+        # A map, because two arrow filters on one stream break in `datasets` 5.2 (their mask columns have the same name).
+        arrow = dataset.with_format("arrow").map(wanted, with_indices=True, batched=True, features=dataset.features)
+        return arrow.with_format(None)
     found = [
         rows[selection.matches(table, rows, image_column) == keep]
         for table, rows in _tables(dataset, selection.columns(image_column))
     ]
     return dataset.select(np.concatenate(found) if found else [])
+
+
+def per_class(dataset, count: int, label_column: str = "label", seed: int = 0) -> Selection:
+    """`count` rows of every class, drawn with `seed`; all rows of a class that has fewer.
+
+    The labels of the whole source are read, and no picture.
+
+    Raises:
+        InputError: a negative count, or no such column.
+    """
+    if count < 0:
+        raise InputError(f"The number of retain pictures per class must be 0 or more, got {count}.")
+    _feature(dataset, label_column)
+    rows = defaultdict(list)
+    for table, numbers in _tables(dataset, [label_column]):
+        for label, number in zip(table.column(label_column).to_pylist(), numbers.tolist()):
+            rows[label].append(number)
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(rows[label])[:count].tolist() for label in sorted(rows, key=str)]
+    return by_rows([row for part in chosen for row in part])
 
 
 def _tables(dataset, columns: list[str], size: int = 1000):
@@ -305,9 +337,11 @@ def build_splits(args: SplitArguments) -> Splits:
     else:
         retain_by = None
         retain = select(train, forget_by, False, image)
+    eval_pool = retain  # the figures are those of the real retain set, whatever was available
+    retain = _available(args, train, retain, forget_by, retain_by)
     _refuse_empty(retain, "retain", "it is everything but the forget set" if retain_by is None else "see --retain_classes")
 
-    eval_forget, eval_retain, where = _eval_sets(args, forget_by, retain_by, forget, retain)
+    eval_forget, eval_retain, where = _eval_sets(args, forget_by, retain_by, forget, eval_pool)
     return Splits(
         undecoded(forget, image),
         undecoded(retain, image),
@@ -318,6 +352,7 @@ def build_splits(args: SplitArguments) -> Splits:
             "forget": _describe(args),
             "forget_size": str(len(forget)) if hasattr(forget, "__len__") else "streamed",
             "retain": _describe_retain(args),
+            "retain_availability": _describe_availability(args),
             "retain_size": str(len(retain)) if hasattr(retain, "__len__") else "streamed",
             "evaluation": where,
         },
@@ -349,6 +384,33 @@ def _forget_selection(args, train) -> Selection:
     if args.forget_rows:
         return by_rows(args.forget_rows)
     return by_list(train, args.forget_list, args.forget_column, args.image_column)
+
+
+def _available(args, train, retain, forget_by, retain_by):
+    """The retain pictures that training may use: all, some of each class, proxies, or proxies and some (section 4.3, D.1)."""
+    image, parts = args.image_column, []
+    if args.retain_per_class is None and not (args.proxy_classes or args.proxy_dataset):
+        return retain
+    if args.proxy_classes and args.proxy_dataset:
+        raise InputError("Give proxies as --proxy_classes or as --proxy_dataset, not both.")
+    if args.proxy_classes:
+        proxy_by = by_classes(train, args.proxy_classes, args.label_column)
+        _refuse_overlap(forget_by, proxy_by, select(train, forget_by, True, image), train, image)
+        if retain_by is None:
+            retain = select(retain, proxy_by, False, image)  # what stands in for the retain set is no part of it
+        else:
+            _refuse_overlap(retain_by, proxy_by, retain, train, image, "be retained and stand in as a proxy")
+        parts.append(select(train, proxy_by, True, image))
+    if args.proxy_dataset:
+        proxies = load_source(args.proxy_dataset, args.train_split, None, args.streaming)
+        _refuse_same_pictures(select(train, forget_by, True, image), undecoded_column(proxies, image), image)
+        parts.append(undecoded_column(proxies, image))
+    count = args.retain_per_class
+    if count:
+        parts.append(select(retain, per_class(retain, count, args.label_column), True, image))
+    if not parts:
+        raise InputError("--retain_per_class 0 leaves no retain picture; add --proxy_classes or --proxy_dataset.")
+    return datasets.concatenate_datasets([part.select_columns([image]) for part in parts])
 
 
 def _eval_sets(args, forget_by, retain_by, forget, retain):
@@ -397,19 +459,22 @@ def _refuse_empty(dataset, name, how):
         raise InputError(f"The {name} set is empty ({how}); choose classes, rows or files that the dataset holds.")
 
 
-def _refuse_overlap(forget_by, retain_by, forget, train, image):
+def _refuse_overlap(forget_by, retain_by, forget, train, image, what="be forgotten and retained"):
     if forget_by.column == retain_by.column:
         both = sorted(forget_by.values & retain_by.values, key=str)
         if both:
             feature = train.features[retain_by.column]
             names = [repr(feature.int2str(b) if isinstance(feature, datasets.ClassLabel) else b) for b in both[:3]]
             raise InputError(
-                f"{', '.join(names)} would be forgotten and retained at once; take it out of one of the two lists."
+                f"{', '.join(names)} would {what} at once; take it out of one of the two lists."
             )
         return
     shared = select(forget, retain_by, True, image)
     if (len(shared) if hasattr(shared, "__len__") else next(iter(shared.take(1)), None) is not None):
-        raise InputError("Some forget pictures belong to the classes to retain; leave --retain_classes out to retain the rest.")
+        raise InputError(
+            f"Some pictures would {what} at once: single pictures are named that belong to the classes listed; leave those "
+            "classes out, or do not list classes, which takes the rest."
+        )
 
 
 def _refuse_same_pictures(forget, retain, image):
@@ -435,3 +500,11 @@ def _describe_retain(args) -> str:
     if args.retain_classes:
         return f"classes {', '.join(map(str, args.retain_classes))}{where}"
     return f"all{where}" if where else "everything else"
+
+
+def _describe_availability(args) -> str:
+    proxy = "proxy classes " + ", ".join(args.proxy_classes) if args.proxy_classes else f"proxy dataset {args.proxy_dataset}"
+    some = f"{args.retain_per_class} pictures per class"
+    if args.proxy_classes or args.proxy_dataset:
+        return f"{proxy} and {some}" if args.retain_per_class else f"{proxy} alone"
+    return "full" if args.retain_per_class is None else some

@@ -1,24 +1,29 @@
-"""`UnlearningTrainer`: eq. 10 on top of `transformers.Trainer`, whose loop it leaves alone."""
+"""`UnlearningTrainer`: the methods of the paper on top of `transformers.Trainer`, whose loop it leaves alone."""
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .config import UnlearningConfig
+from .control import RetainBound, StopAtForgetDistance
 from .corruptions import Corruption
-from .data import EpochSampler, ForgetRetainStream, ImageReader, PairCollator
+from .data import EpochSampler, ForgetRetainPairs, ForgetRetainStream, ImageReader, PairCollator
 from .errors import InputError
 from .evaluation import Evaluator
-from .methods import DISTANCES
-from .models.base import I2IModel
+from .methods import DISTANCES, METHODS
+from .models.base import I2IModel, TrainingLoss
 from .noise import Noise, StandardNormal
+from .objective import Objective
 
 logger = logging.getLogger(__name__)
+
+BOUND_FILE = "retain_bound.json"
 
 
 class I2ITrainer(Trainer):
@@ -34,8 +39,8 @@ class I2ITrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self._terms: dict[str, torch.Tensor] = {}
-        self._terms_count = 0
+        self._logged: dict[str, torch.Tensor] = {}
+        self._logged_count = 0
 
     @property
     def i2i(self) -> I2IModel:
@@ -52,17 +57,17 @@ class I2ITrainer(Trainer):
     def log_terms(self, **terms: torch.Tensor) -> None:
         """Remember detached parts of the loss; the next log line shows their mean since the last one."""
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0) + value.detach()
-        self._terms_count += 1
+            self._logged[name] = self._logged.get(name, 0) + value.detach()
+        self._logged_count += 1
 
     def log(self, logs, start_time=None):
         if getattr(self, "skipped", 0):
             logs["skipped_pairs"] = self.skipped
-        if "loss" in logs and self._terms_count:
-            means = torch.stack([self._terms[name].float() for name in self._terms]) / self._terms_count
+        if "loss" in logs and self._logged_count:
+            means = torch.stack([self._logged[name].float() for name in self._logged]) / self._logged_count
             means = self.accelerator.reduce(means, "mean").tolist()
-            logs.update(zip(self._terms, means))
-            self._terms, self._terms_count = {}, 0
+            logs.update(zip(self._logged, means))
+            self._logged, self._logged_count = {}, 0
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -106,15 +111,16 @@ def last_whole_checkpoint(output_dir) -> str:
 
 
 class UnlearningTrainer(I2ITrainer):
-    """Tunes the encoder of an image-to-image model so that it completes retain pictures and no forget pictures (eq. 10):
+    """Tunes an image-to-image model so that it completes retain pictures and no forget pictures; by default (eq. 10):
 
         min over theta of  d(E(T(x_r)), E0(T(x_r))) + alpha * d(E(T(x_f)), E0(T(n))),   n ~ N(0, Sigma)
 
-    with d averaged over its own half of the batch. One draw of T and n is shared by the target and the original encoder.
+    with d averaged over its own half of the batch. One draw of T is shared by the target and the original encoder. The other
+    methods (`args.method`) are the rows of `METHODS`.
 
     Args:
-        model: the target model, which starts as the original one. Its encoder is trained in place; everything else is
-            frozen and stays bit for bit what it was.
+        model: the target model, which starts as the original one and is trained in place. Methods in the encoder space train
+            its encoder alone: everything else is frozen and stays bit for bit what it was.
         args: see `UnlearningConfig`.
         train_dataset: `ForgetRetainPairs` or `ForgetRetainStream` (which needs `args.max_steps`).
         processing_class: the model's image processor; it is saved with the model.
@@ -160,11 +166,15 @@ class UnlearningTrainer(I2ITrainer):
         first = next(iter(train_dataset)) if isinstance(train_dataset, ForgetRetainStream) else train_dataset[0]
         model.check_pixels(PairCollator(ImageReader(processing_class, model.channels))([first])["forget"])
         if eval_dataset is None:
+            _refuse_evaluation_options(args)
             args.eval_strategy = "no"
+        self.method = METHODS[args.method]
+        # Kept beside the model, never inside it, so that no checkpoint holds it.
         original = original or model.frozen_copy()
-        model.train_encoder_only()
+        if self.method.space == "encoder":
+            model.train_encoder_only()
         super().__init__(
-            model=model,
+            model=model if self.method.space == "encoder" else TrainingLoss(model),
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
@@ -172,60 +182,134 @@ class UnlearningTrainer(I2ITrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.corruption, self.eval_corruption = corruption, eval_corruption
-        self.noise = noise or StandardNormal()
-        self.distance = DISTANCES[args.distance]
-        # Kept beside the model, never inside it, so that no checkpoint holds it.
+        self.corruption, self.eval_corruption, self.skipped = corruption, eval_corruption, 0
         self.original = self.accelerator.prepare_model(original, evaluation_mode=True)
-        self.skipped = 0
-        self.evaluator = eval_dataset and Evaluator(
-            self.original,
-            eval_dataset,
-            ImageReader(processing_class, model.channels, None, on_corrupt),
-            eval_corruption,
-            self.distance,
-            self.noise,
-            args.per_device_eval_batch_size,
-            args.seed,
-            self.accelerator,
-            keep_original=True,
-        )
+        self.noise = noise or StandardNormal()
+        self.objective = Objective(
+            self.method, self.original, DISTANCES[args.distance], self.noise, args.variant, args.noise_target,
+            args.mean_draws, args.seed,
+        )  # fmt: skip
+        self.bound = RetainBound(args.retain_bound, 1 / args.alpha) if args.retain_bound else None
+        if self.bound:
+            self.add_callback(_StepBound(self))
+        if args.patience:
+            self.add_callback(EarlyStoppingCallback(args.patience, args.patience_threshold))
+        if args.stop_at_forget_distance is not None:
+            self.add_callback(StopAtForgetDistance(args.stop_at_forget_distance, rising=self.method.sign < 0))
+        self.evaluator = None
+        if eval_dataset is not None:
+            reader = ImageReader(processing_class, model.channels, None, on_corrupt)
+            self.eval_pairs = torch.utils.data.DataLoader(
+                _Share(ForgetRetainPairs(eval_dataset["forget"], eval_dataset["retain"], args.seed), self.accelerator),
+                args.per_device_eval_batch_size,
+                collate_fn=PairCollator(reader),
+            )
+            self.evaluator = Evaluator(
+                self.original, eval_dataset, reader, eval_corruption, args.per_device_eval_batch_size, args.seed,
+                self.accelerator, keep_original=True,
+            )  # fmt: skip
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Eq. 10 on one batch of `PairCollator`: one student pass over [x_r; x_f], one teacher pass over [x_r; n]."""
-        retain, forget = self.distances(model, self.corruption, **{k: inputs[k] for k in ("retain", "forget", "seeds")})
-        loss = retain + self.args.alpha * forget
-        if model.training:
-            self.log_terms(retain_distance=retain, forget_distance=forget)
-            self.skipped += inputs["skipped"]
+        """The method's loss on one batch of `PairCollator`; for `ours`, eq. 10."""
+        retain, forget, diagnostics = self._terms(model, inputs, self.corruption)
+        self.log_terms(retain_distance=retain, **({} if forget is None else {"forget_distance": forget}), **diagnostics)
+        self.skipped += inputs["skipped"]
+        if self.bound:
+            loss = self.bound.weigh(retain, forget)
+        else:
+            loss = retain if forget is None else retain + self.method.sign * self.args.alpha * forget
         return (loss, None) if return_outputs else loss
 
-    def distances(self, model, corruption, retain, forget, seeds) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two terms of eq. 10, each a mean over its half of the batch.
-
-        Args:
-            retain, forget: (B, C, H, W) pixel values. seeds: (B, 3), for T of retain, T of forget and n.
-        """
-        half = len(retain)
-        mask = torch.cat([corruption(self.i2i.grid, seeds[:, k]) for k in (0, 1)])  # (2B, rows, cols)
-        with torch.no_grad():
-            target = self.original(torch.cat([retain, self.noise(forget, seeds[:, 2])]), mask)  # E0(T(x_r)), E0(T(n))
-        distance = self.distance(model(torch.cat([retain, forget]), mask), target)  # (2B,)
-        return distance[:half].mean(), distance[half:].mean()
+    def _terms(self, model, batch, corruption):
+        """Retain and forget distance, each the mean over its half of the batch, and the diagnostics."""
+        retain, forget, diagnostics = self.objective(
+            model, self.i2i.grid, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step
+        )
+        return retain.mean(), None if forget is None else forget.mean(), diagnostics
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Figures of the current weights on the evaluation pictures; see `Evaluator`.
 
-        Adds `{prefix}_loss`, eq. 10 under the evaluation corruption with draws that are the same at every call: the number
-        by which `load_best_model_at_end` chooses.
+        Adds the method's own terms under the evaluation corruption, with draws that are the same at every call:
+        `{prefix}_retain_distance`, `{prefix}_forget_distance`, and `{prefix}_loss`, the number by which
+        `load_best_model_at_end` chooses.
         """
         if self.evaluator is None:
             raise InputError("The trainer was made without eval_dataset; pass {'forget': rows, 'retain': rows}.")
         result = self.evaluator(self.i2i, progress=not self.args.disable_tqdm)
         metrics = {f"{metric_key_prefix}_{name}_{k}": v for name, split in result.items() for k, v in split.items()}
-        metrics[f"{metric_key_prefix}_loss"] = (
-            result["retain"]["distance"] + self.args.alpha * result["forget"]["distance"]
-        )
+        retain, forget = self._eval_terms()
+        metrics[f"{metric_key_prefix}_retain_distance"] = retain
+        metrics[f"{metric_key_prefix}_loss"] = retain
+        if self.method.sign:
+            metrics[f"{metric_key_prefix}_forget_distance"] = forget
+            metrics[f"{metric_key_prefix}_loss"] = retain + self.method.sign * self.args.alpha * forget
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @torch.no_grad()
+    def _eval_terms(self) -> tuple[float, float]:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        sums = torch.zeros(3, dtype=torch.float64)
+        training = model.training
+        model.eval()
+        for batch in self.eval_pairs:
+            retain, forget, _ = self._terms(model, self._prepare_inputs(batch), self.eval_corruption)
+            means = torch.stack([torch.ones_like(retain), retain, torch.zeros_like(retain) if forget is None else forget])
+            sums += means.double().cpu() * len(batch["retain"])
+        model.train(training)
+        count, retain, forget = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").tolist()
+        return retain / count, forget / count
+
+    def bound_report(self) -> dict | None:
+        """Whether the retain bound holds on the evaluation pictures now: {"bound", "retain_distance", "holds", "multiplier"}."""
+        if not self.bound:
+            return None
+        retain = self._eval_terms()[0]
+        return {
+            "bound": self.bound.bound,
+            "retain_distance": retain,
+            "holds": retain <= self.bound.bound,
+            "multiplier": math.exp(self.bound.log_multiplier),
+        }
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.bound:
+            (Path(output_dir or self.args.output_dir) / BOUND_FILE).write_text(json.dumps(self.bound.state()))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.bound:
+            self.bound.load_state(json.loads((Path(resume_from_checkpoint) / BOUND_FILE).read_text()))
+
+
+class _StepBound(TrainerCallback):
+    """Moves the multiplier of a `RetainBound` after each optimisation step."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.bound.step(self.trainer.accelerator)
+
+
+class _Share(torch.utils.data.Dataset):
+    """Every n-th item of a dataset: the share of one of n processes."""
+
+    def __init__(self, dataset, accelerator):
+        self.dataset = dataset
+        self.indices = range(len(dataset))[accelerator.process_index :: accelerator.num_processes]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, i):
+        return self.dataset[self.indices[i]]
+
+
+def _refuse_evaluation_options(args):
+    needing = [name for name in ("patience", "stop_at_forget_distance", "load_best_model_at_end") if getattr(args, name)]
+    if needing:
+        raise InputError(f"{' and '.join(needing)} need evaluation pictures; pass eval_dataset={{'forget': rows, 'retain': rows}}.")

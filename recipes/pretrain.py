@@ -25,12 +25,14 @@ from hf_i2i_unlearn import (
     PretrainingTrainer,
     SingleImages,
     SourceArguments,
+    by_classes,
     first_rows,
     load_source,
     parse,
     parse_corruption,
     refuse_full_folder,
     run,
+    select,
     undecoded,
 )
 
@@ -42,6 +44,7 @@ class Arguments(SourceArguments):
     model: JsonDict = field(
         default_factory=JsonDict, metadata={"help": "Fields of transformers.ViTMAEConfig, as JSON or in the YAML file."}
     )
+    classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
     image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]."})
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Channel deviations."})
     corruptions: JsonDict = field(
@@ -65,12 +68,19 @@ def main():
     processor = ViTImageProcessorPil(
         size={"height": height, "width": width}, image_mean=args.image_mean, image_std=args.image_std, resample=3
     )
-    dataset = load_source(args.dataset, args.train_split, args.dataset_config)
+
+    def pictures(split):
+        source = load_source(args.dataset, split, args.dataset_config)
+        if args.classes:
+            source = select(source, by_classes(source, args.classes, args.label_column), True, args.image_column)
+        return undecoded(source, args.image_column)
+
+    dataset = pictures(args.train_split)
     corruptions = {parse_corruption(text): share for text, share in args.corruptions.items()}
     trainer = PretrainingTrainer(
         model,
         training,
-        SingleImages(undecoded(dataset, args.image_column), training.seed),
+        SingleImages(dataset, training.seed),
         processor,
         corruptions,
         AUGMENTATIONS[args.augment],
@@ -82,7 +92,7 @@ def main():
 
     figures = {}
     if args.eval_split not in (None, "none"):
-        rows = first_rows(undecoded(load_source(args.dataset, args.eval_split, args.dataset_config), args.image_column), 0)
+        rows = first_rows(pictures(args.eval_split), 0)
         reader = ImageReader(processor, model.channels, None, args.on_corrupt)
         for corruption in corruptions:
             evaluator = Evaluator(model, {args.eval_split: rows}, reader, corruption, seed=training.seed, accelerator=trainer.accelerator)

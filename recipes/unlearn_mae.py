@@ -17,6 +17,7 @@ from hf_i2i_unlearn import (
     AUGMENTATIONS,
     CORRUPTION_HELP,
     I2IMAE,
+    NOISE_HELP,
     Evaluator,
     ForgetRetainPairs,
     ForgetRetainStream,
@@ -30,9 +31,11 @@ from hf_i2i_unlearn import (
     completions,
     demo,
     inherited_license,
+    make_noise,
     markdown_table,
     parse,
     parse_corruption,
+    pixel_batches,
     refuse_full_folder,
     run,
     write_card,
@@ -49,6 +52,8 @@ class Arguments(SplitArguments):
     model: str = field(default="mnist-demo", metadata={"help": "A ViTMAE checkpoint: Hub id, folder, or mnist-demo."})
     corruption: str = field(default="center:8", metadata={"help": f"T(x) in training: {CORRUPTION_HELP}."})
     eval_corruption: str | None = field(default=None, metadata={"help": "T(x) in evaluation; as in training if not given."})
+    noise: str = field(default="normal", metadata={"help": f"The noise n. {NOISE_HELP}."})
+    noise_rank: int = field(default=64, metadata={"help": "Directions of --noise low_rank."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training."})
     on_corrupt: str = field(default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."})
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid."})
@@ -71,6 +76,10 @@ def main():
     splits = build_splits(args)
     pairs = (ForgetRetainStream if args.streaming else ForgetRetainPairs)(splits.forget, splits.retain, training.seed)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
+    reader = ImageReader(processor, model.channels, None, args.on_corrupt)
+    noise = make_noise(
+        args.noise, lambda: pixel_batches(splits.forget, reader), *reader.black_and_white(), args.noise_rank, training.seed
+    )
 
     trainer = UnlearningTrainer(
         model,
@@ -80,18 +89,17 @@ def main():
         corruption,
         eval_dataset={name: all_rows[:: len(all_rows) // 100 + 1] for name, all_rows in rows.items()},
         eval_corruption=eval_corruption,
+        noise=noise,
         original=original,
         augment=AUGMENTATIONS[args.augment],
         on_corrupt=args.on_corrupt,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
 
-    reader = ImageReader(processor, model.channels, None, args.on_corrupt)
-    evaluator = Evaluator(
-        original, rows, reader, eval_corruption, trainer.distance, trainer.noise,
-        training.per_device_eval_batch_size, training.seed, trainer.accelerator,
-    )  # fmt: skip
-    result = evaluator(model)
+    result = Evaluator(
+        original, rows, reader, eval_corruption, training.per_device_eval_batch_size, training.seed, trainer.accelerator
+    )(model)
+    bound = trainer.bound_report()
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
@@ -99,7 +107,7 @@ def main():
     grid = {n: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures]) for n, r in rows.items()}
     completion_grid(grid, folder / "before_after.png")
     write_run(folder / "run.yaml", args, training)
-    (folder / "figures.json").write_text(json.dumps(result, indent=1))
+    (folder / "figures.json").write_text(json.dumps(result | ({"retain_bound": bound} if bound else {}), indent=1))
     write_card(
         folder,
         base_model=args.model,
@@ -109,12 +117,16 @@ def main():
         args=training,
         corruption=corruption,
         eval_corruption=eval_corruption,
-        noise=trainer.noise,
+        noise=noise,
+        bound=bound,
         steps=trainer.state.global_step,
         skipped=trainer.skipped,
         command=command_line("recipes/unlearn_mae.py"),
         picture="before_after.png",
     )
+    if bound:
+        word = "holds" if bound["holds"] else "is BROKEN"
+        print(f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}.")
     print(f"\n{markdown_table(result)}\n\nIn {folder}: the checkpoint, its card (README.md) and before_after.png.")
 
 

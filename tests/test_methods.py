@@ -1,11 +1,11 @@
-"""The distances of eq. 10 and the noise, against numbers worked out by hand."""
+"""The distances and the bounds of theorem 1, against numbers worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from hf_i2i_unlearn import DISTANCES, StandardNormal
+from hf_i2i_unlearn import DISTANCES, METHODS, information_bound
 
 A = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
 B = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]])
@@ -36,9 +36,35 @@ def test_the_literal_norm_forgets_nothing_below_alpha_one(name, alpha, forgets):
     assert (best > 0.1) == forgets
 
 
-def test_standard_normal_noise():
-    like = torch.zeros(400, 3, 8, 8)
-    noise = StandardNormal()(like, range(400))
-    assert noise.shape == like.shape and noise.dtype == like.dtype
-    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
-    assert torch.equal(noise[7:9], StandardNormal()(like[:2], [7, 8]))
+def test_information_bound_is_equations_8_and_9():
+    """The formula of theorem 1 with its sums written out."""
+    torch.manual_seed(0)
+    student, target = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    e, t = ([x.flatten() / x.norm() for x in side] for side in (student, target))
+    K, total = 4, 0.0
+    for i in range(K):
+        eps_i = (e[i] - t[i]).norm()
+        inner = sum(torch.exp((e[j] - t[j]).norm() + t[i] @ t[j]) for j in range(K))
+        total += torch.log(torch.exp(eps_i**2 / 2 - 1) * inner) / K
+    assert information_bound(student, target).item() == pytest.approx(math.log(K) - total.item(), rel=1e-5)
+
+
+def test_information_bound_by_hand():
+    # Two orthogonal unit vectors, matched exactly: log 2 - log(e^-1 (e^1 + e^0)).
+    both = torch.eye(2)
+    assert information_bound(both, both).item() == pytest.approx(math.log(2) + 1 - math.log(math.e + 1), rel=1e-6)
+    # A worse match must lower the bound; the length of a representation must not matter.
+    assert information_bound(both.flip(0), both) < information_bound(both, both)
+    assert information_bound(3 * both, both) == information_bound(both, both)
+
+
+def test_the_table_is_the_papers():
+    rows = {name: (m.space, m.forget_target, m.sign) for name, m in METHODS.items()}
+    assert rows == {
+        "ours": ("encoder", "encoded noise", 1),
+        "random_encoder": ("encoder", "noise", 1),
+        "max_loss": ("output", "forget", -1),
+        "noisy_label": ("output", "noise", 1),
+        "retain_label": ("output", "retain", 1),
+        "control": ("output", "none", 0),
+    }

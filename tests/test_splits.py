@@ -144,10 +144,52 @@ def test_retain_from_another_dataset(parquet, tmp_path_factory):
         build_splits(arguments(parquet, retain_dataset=str(parquet)))
 
 
+def labels(splits):
+    return {Path(n).parent.name for n in names(splits.retain)}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "options, count, classes, availability",
+    [
+        ({"retain_per_class": 2}, 6, {"ant", "bee", "dog"}, "2 pictures per class"),
+        ({"proxy_classes": ["dog"]}, 6, {"dog"}, "proxy classes dog alone"),
+        ({"proxy_classes": ["dog"], "retain_per_class": 1}, 8, {"ant", "bee", "dog"}, "proxy classes dog and 1 pictures per class"),
+        ({"retain_classes": ["ant"], "proxy_classes": ["dog"], "retain_per_class": 0}, 6, {"dog"}, "proxy classes dog alone"),
+    ],
+)
+def test_retain_availability(parquet, streaming, options, count, classes, availability, decodes):
+    splits = build_splits(arguments(parquet, streaming=streaming, **options))
+    assert len(names(splits.retain)) == count and labels(splits) == classes
+    assert splits.description["retain_availability"] == availability
+    evaluated = {Path(row["image"]["path"]).parent.name for row in splits.eval_retain}
+    assert evaluated == ({"ant"} if "retain_classes" in options else {"ant", "bee", "dog"})
+    assert not decodes
+
+
+def test_proxy_dataset(parquet, tmp_path_factory):
+    other = tmp_path_factory.mktemp("proxy")
+    make_dataset(50).select(range(40, 50)).to_parquet(other / "train.parquet")
+    splits = build_splits(arguments(parquet, proxy_dataset=str(other), retain_per_class=1))
+    assert len(splits.retain) == 13
+    assert build_splits(arguments(parquet)).description["retain_availability"] == "full"
+
+
+def test_impossible_availability(parquet):
+    with pytest.raises(InputError, match="leaves no retain picture"):
+        build_splits(arguments(parquet, retain_per_class=0))
+    with pytest.raises(InputError, match="must be 0 or more, got -1"):
+        build_splits(arguments(parquet, retain_per_class=-1))
+    with pytest.raises(InputError, match="'cat' would be forgotten and retained"):
+        build_splits(arguments(parquet, proxy_classes=["cat"]))
+    with pytest.raises(InputError, match="'ant' would be retained and stand in as a proxy"):
+        build_splits(arguments(parquet, retain_classes=["ant"], proxy_classes=["ant"]))
+
+
 def test_overlapping_sets_are_refused(parquet):
     with pytest.raises(InputError, match="'cat' would be forgotten and retained at once"):
         build_splits(arguments(parquet, retain_classes=["ant", "cat"]))
-    with pytest.raises(InputError, match="belong to the classes to retain"):
+    with pytest.raises(InputError, match="be forgotten and retained at once: single pictures"):
         build_splits(arguments(parquet, forget_classes=None, forget_rows="0", retain_classes=["ant"]))
     assert build_splits(arguments(parquet, forget_classes=None, forget_rows="0", retain_classes=["bee"]))
 

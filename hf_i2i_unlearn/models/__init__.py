@@ -1,4 +1,4 @@
-from .base import I2IModel
+from .base import I2IModel, TrainingLoss
 from .mae import I2IMAE
 
-__all__ = ["I2IMAE", "I2IModel"]
+__all__ = ["I2IMAE", "I2IModel", "TrainingLoss"]

@@ -46,8 +46,11 @@ class I2IModel(nn.Module, abc.ABC):
         """D(E(T(x))) in the hole, x elsewhere: (B, C, H, W) in the normalised space of `pixel_values`."""
 
     @abc.abstractmethod
-    def training_loss(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The loss the family is trained with, per sample: (B,)."""
+    def training_loss(self, pixel_values, mask, target=None) -> torch.Tensor:
+        """The loss the family is trained with, per sample: (B,).
+
+        `target` (B, C, H, W) takes the place of the true picture in the loss (not in the input); None is the truth.
+        """
 
     @abc.abstractmethod
     def encoder_modules(self) -> list[nn.Module]:
@@ -90,3 +93,15 @@ class I2IModel(nn.Module, abc.ABC):
                 f"The model takes pictures of {wanted[0]} channel(s) and {wanted[1]}x{wanted[2]} pixels, got {got[0]} and "
                 f"{'x'.join(map(str, got[1:]))}; use the image processor saved with the model, or set its size."
             )
+
+
+class TrainingLoss(nn.Module):
+    """A model's training loss as a module, so that DDP sees the whole model in one `forward`."""
+
+    def __init__(self, i2i: I2IModel):
+        super().__init__()
+        self.i2i = i2i
+
+    def forward(self, pixel_values, mask, target=None):
+        """(B, C, H, W), (B, rows, cols), (B, C, H, W) or None -> (B,)."""
+        return self.i2i.training_loss(pixel_values, mask, target)

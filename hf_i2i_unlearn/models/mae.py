@@ -106,9 +106,9 @@ class I2IMAE(I2IModel):
             patches = patches * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
         return torch.where(self.hole(mask.to(pixel_values.device)), self.model.unpatchify(patches), pixel_values)
 
-    def training_loss(self, pixel_values, mask):
+    def training_loss(self, pixel_values, mask, target=None):
         """Mean squared error over the hidden patches of each picture, in the normalised space: (B,)."""
-        target = self.model.patchify(pixel_values)  # (B, N, p*p*C)
+        target = self.model.patchify(pixel_values if target is None else target)  # (B, N, p*p*C)
         if self.model.config.norm_pix_loss:
             target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
         error = (self._decode(self._encode(pixel_values, mask)) - target).square().mean(-1)  # (B, N)
