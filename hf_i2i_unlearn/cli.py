@@ -19,7 +19,7 @@ from .errors import InputError
 COMMON = {
     "output_dir", "alpha", "distance", "learning_rate", "muon_learning_rate", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "eval_steps", "save_steps", "bf16", "use_cpu",
-    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
+    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers",
 }  # fmt: skip
 
 
@@ -107,7 +107,11 @@ def write_run(path, *instances) -> None:
     for instance in instances:
         for option in fields(instance):
             value = getattr(instance, option.name)
-            default = option.default_factory() if option.default is MISSING and option.default_factory is not MISSING else option.default
+            default = (
+                option.default_factory()
+                if option.default is MISSING and option.default_factory is not MISSING
+                else option.default
+            )
             ours = not isinstance(instance, TrainingArguments) or option.name in vars(type(instance))["__annotations__"]
             if "token" not in option.name and option.init and (ours or value != default):
                 options[option.name] = _plain(value)
@@ -128,5 +132,7 @@ def _plain(value):
 def command_line(recipe: str) -> str:
     """The command that is running, for a card; the value of any option that holds a token is left out."""
     words = [re.sub(r"^(--\w*token)=.*", r"\1=...", word) for word in sys.argv[1:]]
-    words = ["..." if before.startswith("--") and before.endswith("token") else word for before, word in zip(["", *words], words)]
+    words = [
+        "..." if before.startswith("--") and before.endswith("token") else word for before, word in zip(["", *words], words)
+    ]
     return shlex.join(["accelerate", "launch", recipe, *words])

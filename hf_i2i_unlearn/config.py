@@ -20,7 +20,10 @@ class UnlearningConfig(TrainingArguments):
     # The method
     method: str = field(
         default="ours",
-        metadata={"choices": list(METHODS), "help": "; ".join(f"{k}: {m.summary} ({m.source})" for k, m in METHODS.items()) + "."},
+        metadata={
+            "choices": list(METHODS),
+            "help": "; ".join(f"{k}: {m.summary} ({m.source})" for k, m in METHODS.items()) + ".",
+        },
     )
     variant: str = field(
         default="paper",
@@ -109,7 +112,11 @@ class UnlearningConfig(TrainingArguments):
             raise InputError(f"alpha must be larger than 0 (0.25 in the paper), got {self.alpha}.")
         if self.distance not in DISTANCES:
             raise InputError(f"distance is one of {', '.join(DISTANCES)}, got '{self.distance}'.")
-        for name, known in (("method", list(METHODS)), ("variant", ["paper", "reference"]), ("noise_target", ["fresh", "mean"])):
+        for name, known in (
+            ("method", list(METHODS)),
+            ("variant", ["paper", "reference"]),
+            ("noise_target", ["fresh", "mean"]),
+        ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}, got '{getattr(self, name)}'.")
         check_noise_target(self.noise_target, self.distance, self.method)

@@ -124,7 +124,9 @@ class ForgetRetainStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.num_workers > 1:
-            raise InputError(f"A stream of pairs is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}.")
+            raise InputError(
+                f"A stream of pairs is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}."
+            )
         pairs = zip(_restarted(self.forget, "forget"), _restarted(self.retain, "retain"))
         for t, (forget, retain) in enumerate(pairs):
             yield {"forget": forget, "retain": retain, "seeds": seeds_for(self.seed, t)}

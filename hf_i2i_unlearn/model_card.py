@@ -138,7 +138,9 @@ def write_card(
         eval_corruption=eval_corruption,
         table=markdown_table(result),
         figures="\n".join(f"- {key}: {FIGURES[key]}." for key in ("mse", "psnr", "drift")),
-        decoder="The decoder is the original's, bit for bit." if method.space == "encoder" else "Encoder and decoder were trained.",
+        decoder="The decoder is the original's, bit for bit."
+        if method.space == "encoder"
+        else "Encoder and decoder were trained.",
         method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}",
         weight=f"alpha = {args.alpha}" if bound is None else _describe_bound(bound),
         distance=args.distance if method.space == "encoder" else "the model's own training loss",

@@ -23,9 +23,7 @@ class Noise(abc.ABC):
 
     def __call__(self, like: torch.Tensor, seeds) -> torch.Tensor:
         """One noise picture per seed, (len(seeds), C, H, W), on the device and in the dtype of the pictures `like`."""
-        pictures = [
-            self.draw(tuple(like.shape[1:]), torch.Generator(like.device).manual_seed(int(seed))) for seed in seeds
-        ]
+        pictures = [self.draw(tuple(like.shape[1:]), torch.Generator(like.device).manual_seed(int(seed))) for seed in seeds]
         return torch.stack(pictures).to(like.dtype)
 
 
@@ -172,12 +170,15 @@ class LowRankNormal(Noise):
         return cls(mean, factor, sigma2**0.5)
 
     def draw(self, shape, generator):
-        device = generator.device
-        if self.factor.device != device:
-            self.mean, self.factor = self.mean.to(device), self.factor.to(device)
-        white = torch.randn(len(self.mean) + self.factor.shape[1], generator=generator, device=device)
-        own, shared = white.split([len(self.mean), self.factor.shape[1]])
-        return (self.mean + self.sigma * own + self.factor @ shared).view(shape)
+        """The white noise behind a picture, one value per pixel and per direction: (D + rank,)."""
+        return torch.randn(len(self.mean) + self.factor.shape[1], generator=generator, device=generator.device)
+
+    def __call__(self, like, seeds):
+        self.mean, self.factor = self.mean.to(like.device), self.factor.to(like.device)
+        white = super().__call__(like, seeds).float()  # (B, D + rank)
+        own, shared = white.split([len(self.mean), self.factor.shape[1]], dim=1)
+        pictures = self.mean + self.sigma * own + shared @ self.factor.T  # one product for the batch: L is read once
+        return pictures.view(-1, *like.shape[1:]).to(like.dtype)
 
 
 NOISE_HELP = (
@@ -218,4 +219,6 @@ def _refuse_none(count):
 def _check_rank(rank, dimensions, count):
     largest = min(dimensions, count - 1)
     if not 1 <= rank <= largest:
-        raise InputError(f"The noise's rank must lie between 1 and {largest} ({count} pictures of {dimensions} values), got {rank}.")
+        raise InputError(
+            f"The noise's rank must lie between 1 and {largest} ({count} pictures of {dimensions} values), got {rank}."
+        )

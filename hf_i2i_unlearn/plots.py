@@ -25,9 +25,11 @@ def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
     count = [len(columns[stages[0]]) for columns in sets.values()]
     rows, cols = (max(count), len(stages) * len(sets)) if beside else (sum(count), len(stages))
     figure = plt.figure(figsize=(1.15 * cols + 0.5, 1.15 * rows + 0.35), layout="constrained")
-    blocks = figure.subfigures(1, len(sets), squeeze=False)[0] if beside else figure.subfigures(
-        len(sets), 1, squeeze=False, height_ratios=count
-    )[:, 0]
+    blocks = (
+        figure.subfigures(1, len(sets), squeeze=False)[0]
+        if beside
+        else figure.subfigures(len(sets), 1, squeeze=False, height_ratios=count)[:, 0]
+    )
     for block, (name, columns), rows_here in zip(blocks, sets.items(), count):
         axes = block.subplots(rows_here, len(stages), squeeze=False)
         for n, line in enumerate(axes):

@@ -42,10 +42,10 @@ class SourceArguments:
 class SplitArguments(SourceArguments):
     """Which pictures are forgotten and which are retained. Name the forget set in exactly one of the four ways."""
 
-    forget_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes to forget, by name or number."}
+    forget_classes: list[str] | None = field(default=None, metadata={"help": "Classes to forget, by name or number."})
+    forget_column: str | None = field(
+        default=None, metadata={"help": "Column to select forget pictures by (with --forget_values)."}
     )
-    forget_column: str | None = field(default=None, metadata={"help": "Column to select forget pictures by (with --forget_values)."})
     forget_values: list[str] | None = field(default=None, metadata={"help": "Values of that column to forget."})
     forget_rows: str | None = field(default=None, metadata={"help": "Row numbers to forget, from 0: '3,17,100-199'."})
     forget_list: str | None = field(
@@ -140,7 +140,9 @@ def load_source(source: str, split: str | None, config: str | None = None, strea
     try:
         return datasets.load_dataset(kind, **where, split=split, streaming=streaming)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise InputError(f"'{source}' is no folder here and could not be loaded from the Hub ({type(error).__name__}: {error}).")
+        raise InputError(
+            f"'{source}' is no folder here and could not be loaded from the Hub ({type(error).__name__}: {error})."
+        )
     except ValueError as error:  # datasets' "Unknown split" and "Bad split"
         raise InputError(f"Cannot load the split '{split}' of '{source}': {error}")
 
@@ -297,7 +299,11 @@ def _feature(dataset, column):
 
 def _nearest(name, names):
     close = [n for n in names if name.lower() in n.lower()][:3] or difflib.get_close_matches(name, names, 3, 0.4)
-    return f" Nearest: {', '.join(repr(n) for n in close)}." if close else f" It has, for example, {', '.join(map(repr, names[:3]))}."
+    return (
+        f" Nearest: {', '.join(repr(n) for n in close)}."
+        if close
+        else f" It has, for example, {', '.join(map(repr, names[:3]))}."
+    )
 
 
 @dataclass
@@ -442,9 +448,11 @@ def _eval_sets(args, forget_by, retain_by, forget, retain):
 
 
 def first_rows(dataset, count: int) -> list[dict]:
-    """`count` rows of a map-style dataset, evenly spread, or the first ones of a stream; all if count is 0."""
+    """`count` rows of a map-style dataset, evenly spread, or the first ones of a shuffled stream; all if count is 0."""
     if isinstance(dataset, datasets.IterableDataset):
-        return list(dataset.take(count) if count else dataset)
+        if not count:
+            return list(dataset)
+        return list(dataset.shuffle(seed=0, buffer_size=max(1000, count), max_buffer_input_shards=1).take(count))
     if count and count < len(dataset):
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, count).astype(int))
     return list(dataset)
@@ -465,12 +473,10 @@ def _refuse_overlap(forget_by, retain_by, forget, train, image, what="be forgott
         if both:
             feature = train.features[retain_by.column]
             names = [repr(feature.int2str(b) if isinstance(feature, datasets.ClassLabel) else b) for b in both[:3]]
-            raise InputError(
-                f"{', '.join(names)} would {what} at once; take it out of one of the two lists."
-            )
+            raise InputError(f"{', '.join(names)} would {what} at once; take it out of one of the two lists.")
         return
     shared = select(forget, retain_by, True, image)
-    if (len(shared) if hasattr(shared, "__len__") else next(iter(shared.take(1)), None) is not None):
+    if len(shared) if hasattr(shared, "__len__") else next(iter(shared.take(1)), None) is not None:
         raise InputError(
             f"Some pictures would {what} at once: single pictures are named that belong to the classes listed; leave those "
             "classes out, or do not list classes, which takes the rest."

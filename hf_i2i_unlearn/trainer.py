@@ -13,7 +13,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .config import UnlearningConfig
 from .control import RetainBound, StopAtForgetDistance
 from .corruptions import Corruption
-from .data import EpochSampler, ForgetRetainPairs, ForgetRetainStream, ImageReader, PairCollator
+from .data import (
+    EpochSampler,
+    ForgetRetainPairs,
+    ForgetRetainStream,
+    ImageReader,
+    PairCollator,
+)
 from .errors import InputError
 from .evaluation import Evaluator
 from .methods import DISTANCES, METHODS
@@ -51,7 +57,8 @@ class I2ITrainer(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; True resumes from the last checkpoint that is whole and removes a half-written one."""
         if str(resume_from_checkpoint).lower() == "true":
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            with self.accelerator.main_process_first():
+                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def log_terms(self, **terms: torch.Tensor) -> None:
@@ -88,7 +95,9 @@ class I2ITrainer(Trainer):
         self.i2i.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self):
-        logger.info("Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model)
+        logger.info(
+            "Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model
+        )
         self.i2i.load_weights(self.state.best_model_checkpoint)
 
 
@@ -312,4 +321,6 @@ class _Share(torch.utils.data.Dataset):
 def _refuse_evaluation_options(args):
     needing = [name for name in ("patience", "stop_at_forget_distance", "load_best_model_at_end") if getattr(args, name)]
     if needing:
-        raise InputError(f"{' and '.join(needing)} need evaluation pictures; pass eval_dataset={{'forget': rows, 'retain': rows}}.")
+        raise InputError(
+            f"{' and '.join(needing)} need evaluation pictures; pass eval_dataset={{'forget': rows, 'retain': rows}}."
+        )

@@ -56,10 +56,14 @@ class Arguments(SplitArguments):
 
     model: str = field(default="mnist-demo", metadata={"help": "A ViTMAE checkpoint: Hub id, folder, or mnist-demo."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}."})
-    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."}
+    )
     alphas: list[float] = field(default_factory=lambda: [0.25], metadata={"help": "Tried for every method."})
     measure_at: list[int] = field(default_factory=lambda: [100, 200, 300], metadata={"help": "Steps at which to measure."})
-    tolerance: float = field(default=0.05, metadata={"help": "Rise of the retain error at which methods are compared, as a share."})
+    tolerance: float = field(
+        default=0.05, metadata={"help": "Rise of the retain error at which methods are compared, as a share."}
+    )
     corruption: str = field(default="center:8", metadata={"help": f"T(x) in training: {CORRUPTION_HELP}."})
     eval_corruption: str | None = field(default=None, metadata={"help": "T(x) in evaluation; as in training if not given."})
     noise: str = field(default="normal", metadata={"help": f"The noise n. {NOISE_HELP}."})
@@ -135,7 +139,14 @@ def main():
             }  # fmt: skip
             pairs = (ForgetRetainStream if args.streaming else ForgetRetainPairs)(splits.forget, splits.retain, training.seed)
             UnlearningTrainer(
-                model, UnlearningConfig(**options), pairs, processor, corruption, noise=noise, original=original, callbacks=[callback]
+                model,
+                UnlearningConfig(**options),
+                pairs,
+                processor,
+                corruption,
+                noise=noise,
+                original=original,
+                callbacks=[callback],
             ).train()
             found = [{"method": method, "learning_rate": lr, "alpha": alpha, "run": name, **row} for row in callback.rows]
             file.write_text(json.dumps(found, indent=1))

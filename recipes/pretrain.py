@@ -17,8 +17,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_i2i_unlearn import (
     AUGMENTATIONS,
-    Evaluator,
     I2IMAE,
+    Evaluator,
     ImageReader,
     JsonDict,
     PretrainingConfig,
@@ -45,14 +45,18 @@ class Arguments(SourceArguments):
         default_factory=JsonDict, metadata={"help": "Fields of transformers.ViTMAEConfig, as JSON or in the YAML file."}
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
-    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]."})
+    image_mean: list[float] = field(
+        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]."}
+    )
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Channel deviations."})
     corruptions: JsonDict = field(
         default_factory=lambda: JsonDict({"random:0.75": 1.0}),
-        metadata={"help": "Corruptions and their shares of the steps, e.g. {\"center:8\": 0.7, \"random:0.5\": 0.3}."},
+        metadata={"help": 'Corruptions and their shares of the steps, e.g. {"center:8": 0.7, "random:0.5": 0.3}.'},
     )
     augment: str = field(default="flip_and_crop", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation."})
-    on_corrupt: str = field(default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."})
+    on_corrupt: str = field(
+        default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
+    )
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
 
 
@@ -95,10 +99,14 @@ def main():
         rows = first_rows(pictures(args.eval_split), 0)
         reader = ImageReader(processor, model.channels, None, args.on_corrupt)
         for corruption in corruptions:
-            evaluator = Evaluator(model, {args.eval_split: rows}, reader, corruption, seed=training.seed, accelerator=trainer.accelerator)
+            evaluator = Evaluator(
+                model, {args.eval_split: rows}, reader, corruption, seed=training.seed, accelerator=trainer.accelerator
+            )
             result = evaluator(model)[args.eval_split]
             figures[str(corruption)] = {k: result[k] for k in ("count", "mse", "psnr")}
-            print(f"{corruption}: hole MSE {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB on {result['count']} {args.eval_split} pictures")
+            print(
+                f"{corruption}: hole MSE {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB on {result['count']} {args.eval_split} pictures"
+            )
     if trainer.is_world_process_zero():
         if args.half:
             model.to(torch.float16)

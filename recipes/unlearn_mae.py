@@ -22,6 +22,7 @@ from hf_i2i_unlearn import (
     ForgetRetainPairs,
     ForgetRetainStream,
     ImageReader,
+    InputError,
     SplitArguments,
     UnlearningConfig,
     UnlearningTrainer,
@@ -55,12 +56,18 @@ class Arguments(SplitArguments):
     noise: str = field(default="normal", metadata={"help": f"The noise n. {NOISE_HELP}."})
     noise_rank: int = field(default=64, metadata={"help": "Directions of --noise low_rank."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training."})
-    on_corrupt: str = field(default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."})
+    on_corrupt: str = field(
+        default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
+    )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid."})
 
 
 def main():
     args, training = parse((Arguments, UnlearningConfig), __doc__, demo=DEMO)
+    if training.push_to_hub:
+        raise InputError(
+            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
+        )
     folder = Path(training.output_dir)
     with PartialState().main_process_first():
         refuse_full_folder(folder, bool(training.resume_from_checkpoint))
@@ -104,7 +111,10 @@ def main():
     if not trainer.is_world_process_zero():
         return
     models = {"before": original, "after": model}
-    grid = {n: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures]) for n, r in rows.items()}
+    grid = {
+        n: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures])
+        for n, r in rows.items()
+    }
     completion_grid(grid, folder / "before_after.png")
     write_run(folder / "run.yaml", args, training)
     (folder / "figures.json").write_text(json.dumps(result | ({"retain_bound": bound} if bound else {}), indent=1))
@@ -126,7 +136,9 @@ def main():
     )
     if bound:
         word = "holds" if bound["holds"] else "is BROKEN"
-        print(f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}.")
+        print(
+            f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}."
+        )
     print(f"\n{markdown_table(result)}\n\nIn {folder}: the checkpoint, its card (README.md) and before_after.png.")
 
 

@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
-from hf_i2i_unlearn import InputError, SplitArguments, UnlearningConfig, command_line, parse, refuse_full_folder, run, write_run
+from hf_i2i_unlearn import (
+    InputError,
+    SplitArguments,
+    UnlearningConfig,
+    command_line,
+    parse,
+    refuse_full_folder,
+    run,
+    write_run,
+)
 
 
 @dataclass
@@ -33,7 +42,11 @@ def test_the_demo_is_what_runs_without_a_model(tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("alhpa: 1", "unknown option 'alhpa'; did you mean alpha"), ("a: [", "not valid YAML"), (None, "Cannot read the configuration")],
+    [
+        ("alhpa: 1", "unknown option 'alhpa'; did you mean alpha"),
+        ("a: [", "not valid YAML"),
+        (None, "Cannot read the configuration"),
+    ],
 )
 def test_bad_configuration_files(tmp_path, text, message):
     file = tmp_path / "run.yaml"
@@ -44,7 +57,18 @@ def test_bad_configuration_files(tmp_path, text, message):
 
 
 def test_a_written_run_is_read_back(tmp_path):
-    given = parsed("--alpha", "0.7", "--forget_rows", "1,2", "--max_steps", "9", "--hub_token", "hf_secret", "--lr_scheduler_type", "cosine")
+    given = parsed(
+        "--alpha",
+        "0.7",
+        "--forget_rows",
+        "1,2",
+        "--max_steps",
+        "9",
+        "--hub_token",
+        "hf_secret",
+        "--lr_scheduler_type",
+        "cosine",
+    )
     write_run(tmp_path / "run.yaml", *given)
     assert "hf_secret" not in (tmp_path / "run.yaml").read_text()
     again = parse((Arguments, UnlearningConfig), "", ["--config", str(tmp_path / "run.yaml")])

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from hf_i2i_unlearn import CenterCrop, Extend, InputError, Outpaint, RandomBlock, RandomMask, parse_corruption
+from hf_i2i_unlearn import (
+    CenterCrop,
+    Extend,
+    InputError,
+    Outpaint,
+    RandomBlock,
+    RandomMask,
+    parse_corruption,
+)
 
 GRIDS = [(4, 4), (14, 14), (7, 7), (5, 8)]
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from conftest import make_dataset, png
 
-from hf_i2i_unlearn import ForgetRetainPairs, ForgetRetainStream, ImageReader, InputError, PairCollator, undecoded
+from hf_i2i_unlearn import (
+    ForgetRetainPairs,
+    ForgetRetainStream,
+    ImageReader,
+    InputError,
+    PairCollator,
+    undecoded,
+)
 from hf_i2i_unlearn.data import AUGMENTATIONS, Cycle, EpochSampler, seeds_for
 
 
@@ -65,7 +72,11 @@ def test_one_worker_reads_a_stream_whole(monkeypatch):
     loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=1)
     taken = [pair for pair, _ in zip(loader, range(8))]
     assert [pair for pair, _ in zip(loader, range(8))] == taken
-    assert sorted(names(taken[:4], "forget")) == sorted(names(taken[4:], "forget")) == sorted(r["image"]["path"] for r in source.take(4))
+    assert (
+        sorted(names(taken[:4], "forget"))
+        == sorted(names(taken[4:], "forget"))
+        == sorted(r["image"]["path"] for r in source.take(4))
+    )
     assert len(set(names(taken[:4], "retain"))) == 4
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=2))
     with pytest.raises(InputError, match="one worker at most; set dataloader_num_workers to 1, not 2"):

@@ -4,7 +4,16 @@ import pytest
 import torch
 from conftest import make_dataset, make_mae
 
-from hf_i2i_unlearn import CenterCrop, Evaluator, ImageReader, InputError, RandomMask, completions, markdown_table, undecoded
+from hf_i2i_unlearn import (
+    CenterCrop,
+    Evaluator,
+    ImageReader,
+    InputError,
+    RandomMask,
+    completions,
+    markdown_table,
+    undecoded,
+)
 from hf_i2i_unlearn.data import seeds_for
 from hf_i2i_unlearn.evaluation import hole_mse
 
@@ -36,7 +45,9 @@ def test_figures_by_hand(processor):
             drift.append((after - before)[hole].square().mean())
         assert result[name]["count"] == len(rows)
         for key, values in {"mse": mse, "psnr": psnr, "drift": drift}.items():
-            assert result[name][key] == pytest.approx(torch.stack([torch.as_tensor(v) for v in values]).mean().item(), rel=1e-5), key
+            assert result[name][key] == pytest.approx(
+                torch.stack([torch.as_tensor(v) for v in values]).mean().item(), rel=1e-5
+            ), key
 
 
 def test_the_original_has_not_drifted(processor):
@@ -59,7 +70,10 @@ def test_refuses_an_empty_set(processor):
 
 def test_table_and_columns(processor):
     table = markdown_table(
-        {s: {"count": 3, "mse": 2, "psnr": 8, "original_mse": 1, "original_psnr": 12.34, "drift": 0.5} for s in ("forget", "retain")}
+        {
+            s: {"count": 3, "mse": 2, "psnr": 8, "original_mse": 1, "original_psnr": 12.34, "drift": 0.5}
+            for s in ("forget", "retain")
+        }
     )
     assert "| retain | 3 | 1.000 | 2.000 | 12.3 dB | 8.0 dB | 0.500 |" in table
     columns = completions({"before": make_mae(0), "after": make_mae(1)}, ImageReader(processor, 3), CenterCrop(2), ROWS[:2])

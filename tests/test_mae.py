@@ -5,7 +5,9 @@ import pytest
 import torch
 from conftest import make_mae
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
-from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+from transformers.models.vit_mae.modeling_vit_mae import (
+    build_2d_sinusoidal_position_embedding,
+)
 
 from hf_i2i_unlearn import I2IMAE, CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.models.mae import sincos_positions
@@ -65,7 +67,11 @@ def test_fresh_models_know_places():
     # The published checkpoints hold the column before the row; the library's function has it the other way round.
     torch.testing.assert_close(ours, torch.cat([theirs[:, 8:], theirs[:, :8]], 1))
     mae = make_mae()
-    for parameter in (mae.model.vit.embeddings.position_embeddings, mae.model.decoder.decoder_pos_embed, mae.model.decoder.mask_token):
+    for parameter in (
+        mae.model.vit.embeddings.position_embeddings,
+        mae.model.decoder.decoder_pos_embed,
+        mae.model.decoder.mask_token,
+    ):
         assert parameter.abs().max() > 0
 
 
@@ -110,7 +116,9 @@ def test_loads_its_own_weights_strictly(mae, tmp_path):
 
 
 def test_refuses_a_checkpoint_that_is_no_mae(tmp_path):
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4)
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4
+    )
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="holds a 'vit' model, expected 'vit_mae'"):
         I2IMAE.from_pretrained(str(tmp_path))

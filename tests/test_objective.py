@@ -4,7 +4,15 @@ import pytest
 import torch
 from conftest import make_mae
 
-from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, InputError, RandomMask, StandardNormal, UnlearningConfig
+from hf_i2i_unlearn import (
+    DISTANCES,
+    METHODS,
+    CenterCrop,
+    InputError,
+    RandomMask,
+    StandardNormal,
+    UnlearningConfig,
+)
 from hf_i2i_unlearn.models import TrainingLoss
 from hf_i2i_unlearn.objective import Objective
 
@@ -97,7 +105,9 @@ def test_mean_target_for_a_fixed_crop_is_the_mean_of_the_fresh_ones():
     _, forget, _ = objective(STUDENT, (4, 4), CROP, RETAIN, FORGET, SEEDS)
     generator = torch.Generator().manual_seed(5)
     encoded = TEACHER(torch.randn(4000, 3, 16, 16, generator=generator), mask[:1].expand(4000, 4, 4))
-    torch.testing.assert_close(forget, square(STUDENT(FORGET, mask), encoded.mean(0, keepdim=True).expand(4, -1, -1)), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        forget, square(STUDENT(FORGET, mask), encoded.mean(0, keepdim=True).expand(4, -1, -1)), rtol=0.02, atol=0
+    )
 
 
 def gradient(forget):
@@ -130,7 +140,9 @@ def test_mean_target_under_a_random_mask_shares_it_within_a_step():
     assert not (seen[0][:4] == seen[0][0]).all()  # retain pictures keep their own
 
 
-@pytest.mark.parametrize("method, passes", [("ours", 8), ("random_encoder", 4), ("max_loss", 0), ("noisy_label", 0), ("control", 0)])
+@pytest.mark.parametrize(
+    "method, passes", [("ours", 8), ("random_encoder", 4), ("max_loss", 0), ("noisy_label", 0), ("control", 0)]
+)
 def test_no_teacher_pass_that_is_not_needed(method, passes):
     pictures = []
     encode = TEACHER.forward

@@ -59,9 +59,15 @@ def assert_whole(folder, original):
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == str(original) or card.data.base_model == "mnist-demo"
     results = card.data.eval_results
-    assert {(r.dataset_config, r.metric_type) for r in results} == {(s, m) for s in ("forget", "retain") for m in ("mse", "psnr")}
+    assert {(r.dataset_config, r.metric_type) for r in results} == {
+        (s, m) for s in ("forget", "retain") for m in ("mse", "psnr")
+    }
     figures = json.loads((folder / "figures.json").read_text())
-    after = [r for r in results if (r.dataset_config, r.metric_type) == ("forget", "mse") and r.metric_name.endswith("after unlearning")]
+    after = [
+        r
+        for r in results
+        if (r.dataset_config, r.metric_type) == ("forget", "mse") and r.metric_name.endswith("after unlearning")
+    ]
     assert after[0].metric_value == pytest.approx(figures["forget"]["mse"], abs=1e-4)
     script = (
         "import sys; sys.modules['hf_i2i_unlearn'] = None\n"
@@ -173,3 +179,33 @@ def test_pretraining_makes_a_loadable_model_and_resumes(tmp_path):
     (tmp_path / "straight" / "checkpoint-4").rename(tmp_path / "cut" / "checkpoint-4")
     resumed = pretrain("cut", "--resume_from_checkpoint", "true")
     assert straight.keys() == resumed.keys() and all(torch.equal(straight[k], resumed[k]) for k in straight)
+
+
+def test_comparison(checkpoint, photographs, tmp_path):
+    argv = ["--model", checkpoint, "--dataset", photographs, "--forget_classes", "cat", "--corruption", "center:2",
+            "--learning_rates", "1e-3", "1e-2", "--alphas", 0.25, 0.5, "--measure_at", 2, 4, "--per_device_train_batch_size", 4,
+            "--tolerance", 10, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "true"]  # fmt: skip
+
+    def compare():
+        return subprocess.run(
+            [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv)],
+            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    out = compare()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    counts = {m: sum(p["method"] == m for p in results["points"]) for m in results["best"]}
+    # two learning rates, two alphas, two measurements; alpha has no meaning for the control
+    assert counts == {"ours": 8, "random_encoder": 8, "max_loss": 8, "noisy_label": 8, "retain_label": 8, "control": 4}
+    for method, best in results["best"].items():
+        mine = [p["forget_mse"] for p in results["points"] if p["method"] == method]
+        assert best["forget_mse"] == max(mine) and f"| {method} | " in out
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert names == {"runs", "run.yaml", "results.csv", "results.json", "table.md", "frontier.png", "before_after.png"}
+    # A broken-off comparison goes on: what is there is not run again.
+    (tmp_path / "out" / "runs" / "ours-lr0.01-alpha0.5.json").unlink()
+    again = compare()
+    assert [line for line in again.splitlines() if line.startswith("[")] == ["[4/22] ours-lr0.01-alpha0.5"]
+    repeated = json.loads((tmp_path / "out" / "results.json").read_text())
+    for one, two in zip(results["points"], repeated["points"]):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}

@@ -154,7 +154,12 @@ def labels(splits):
     [
         ({"retain_per_class": 2}, 6, {"ant", "bee", "dog"}, "2 pictures per class"),
         ({"proxy_classes": ["dog"]}, 6, {"dog"}, "proxy classes dog alone"),
-        ({"proxy_classes": ["dog"], "retain_per_class": 1}, 8, {"ant", "bee", "dog"}, "proxy classes dog and 1 pictures per class"),
+        (
+            {"proxy_classes": ["dog"], "retain_per_class": 1},
+            8,
+            {"ant", "bee", "dog"},
+            "proxy classes dog and 1 pictures per class",
+        ),
         ({"retain_classes": ["ant"], "proxy_classes": ["dog"], "retain_per_class": 0}, 6, {"dog"}, "proxy classes dog alone"),
     ],
 )

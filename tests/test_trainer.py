@@ -26,7 +26,9 @@ DATASET = undecoded(make_dataset(24))
 FORGET, RETAIN = DATASET.select(range(8)), DATASET.select(range(8, 24))
 
 
-def make_trainer(folder, processor, model=None, pairs=None, corruption=CenterCrop(2), callbacks=None, evaluate=False, **options):
+def make_trainer(
+    folder, processor, model=None, pairs=None, corruption=CenterCrop(2), callbacks=None, evaluate=False, **options
+):
     options = {
         "output_dir": str(folder), "per_device_train_batch_size": 4, "learning_rate": 1e-2, "num_train_epochs": 2,
         "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 5,
@@ -58,7 +60,12 @@ def test_loss_is_equation_10(tmp_path, processor, distance):
     pairs = ForgetRetainPairs(FORGET, RETAIN, seed=5)
     corruption = RandomMask(0.5)
     trainer = UnlearningTrainer(
-        model, UnlearningConfig(str(tmp_path), alpha=0.3, distance=distance, use_cpu=True), pairs, processor, corruption, original=original
+        model,
+        UnlearningConfig(str(tmp_path), alpha=0.3, distance=distance, use_cpu=True),
+        pairs,
+        processor,
+        corruption,
+        original=original,
     )
     batch = PairCollator(ImageReader(processor, 3))([pairs[t] for t in range(5)])
     loss = trainer.compute_loss(model, batch)
@@ -240,6 +247,12 @@ def test_alpha_must_be_positive(alpha):
 
 def test_defaults_are_the_papers():
     config = UnlearningConfig("x")
-    assert (config.alpha, config.learning_rate, config.adam_beta1, config.adam_beta2, config.weight_decay) == (0.25, 1e-4, 0.9, 0.95, 0)
+    assert (config.alpha, config.learning_rate, config.adam_beta1, config.adam_beta2, config.weight_decay) == (
+        0.25,
+        1e-4,
+        0.9,
+        0.95,
+        0,
+    )
     assert (config.num_train_epochs, config.per_device_train_batch_size, config.optim.value[:5]) == (5, 16, "adamw")
     assert (config.method, config.variant, config.noise_target, config.retain_bound) == ("ours", "paper", "fresh", None)
