@@ -23,6 +23,7 @@ from .data import (
     ImageReader,
     PairCollator,
     SingleImages,
+    load_processor,
     pixel_batches,
     undecoded,
 )

@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from .errors import InputError
 
@@ -229,6 +230,21 @@ class ImageReader:
             for v in (self.processor.image_mean, self.processor.image_std)
         )
         return (pixel_values * std + mean).clamp(0, 1)
+
+
+def load_processor(path: str):
+    """The image processor saved with a checkpoint (folder or Hub id), in its PIL version, which needs no torchvision.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(path, backend="pil")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{path}' has no image processor (preprocessor_config.json); save the one the model was trained with beside it: "
+            "ViTImageProcessor(size=..., image_mean=..., image_std=...).save_pretrained(folder)."
+        ) from error
 
 
 class PairCollator:

@@ -85,6 +85,8 @@ def frontier(points: list[dict], original: dict, path, tolerance: float) -> None
         axis.axhline(original["forget_mse"], color="black", linewidth=0.8, linestyle=":")
         axis.set_xlabel(title, fontsize=9)
         axis.grid(alpha=0.25)
+    near = [p["forget_mse"] for p in points if p["retain_mse"] <= original["retain_mse"] * (1 + 2 * tolerance)]
+    axes[0].set_ylim(top=1.15 * max([original["forget_mse"], *near]))  # what ruined the retain set may leave the picture
     axes[0].axvline(original["retain_mse"], color="black", linewidth=0.8, linestyle=":")
     axes[0].axvline(original["retain_mse"] * (1 + tolerance), color="black", linewidth=0.8, linestyle="--")
     axes[0].set_ylabel("hole MSE on forget (higher forgets more)", fontsize=9)

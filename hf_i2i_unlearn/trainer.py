@@ -179,6 +179,8 @@ class UnlearningTrainer(I2ITrainer):
             args.eval_strategy = "no"
         self.method = METHODS[args.method]
         # Kept beside the model, never inside it, so that no checkpoint holds it.
+        if original is model:
+            raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
         original = original or model.frozen_copy()
         if self.method.space == "encoder":
             model.train_encoder_only()

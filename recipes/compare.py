@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
@@ -39,6 +39,7 @@ from hf_i2i_unlearn import (
     completions,
     demo,
     frontier,
+    load_processor,
     make_noise,
     parse,
     parse_corruption,
@@ -95,7 +96,7 @@ def main():
     disable_progress_bar()
     path = demo.MAE if args.model == "mnist-demo" else args.model
     original = I2IMAE.from_pretrained(path).frozen_copy()
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    processor = load_processor(path)
     corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
     eval_corruption.check(original.grid)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoImageProcessor, set_seed
+from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
@@ -32,6 +32,7 @@ from hf_i2i_unlearn import (
     completions,
     demo,
     inherited_license,
+    load_processor,
     make_noise,
     markdown_table,
     parse,
@@ -77,7 +78,7 @@ def main():
     path = demo.MAE if args.model == "mnist-demo" else args.model
     model = I2IMAE.from_pretrained(path)
     original = model.frozen_copy()
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    processor = load_processor(path)
     corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
     splits = build_splits(args)

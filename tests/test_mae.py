@@ -9,7 +9,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
     build_2d_sinusoidal_position_embedding,
 )
 
-from hf_i2i_unlearn import I2IMAE, CenterCrop, InputError, RandomMask
+from hf_i2i_unlearn import I2IMAE, CenterCrop, InputError, RandomMask, load_processor
 from hf_i2i_unlearn.models.mae import sincos_positions
 
 MASK = CenterCrop(2)((4, 4), range(5))
@@ -122,6 +122,16 @@ def test_refuses_a_checkpoint_that_is_no_mae(tmp_path):
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="holds a 'vit' model, expected 'vit_mae'"):
         I2IMAE.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("files", [{}, {"config.json": "{}"}])
+def test_refuses_what_is_no_checkpoint(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match="Cannot load a model from .* Give a folder with a config.json, or a Hub id"):
+        I2IMAE.from_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="has no image processor"):
+        load_processor(str(tmp_path))
 
 
 def test_refuses_an_encoder_without_its_decoder(mae, tmp_path):

@@ -237,6 +237,12 @@ def test_bad_input_is_refused_before_training(tmp_path, processor, message, chan
     assert not (tmp_path / "out").exists()
 
 
+def test_the_original_must_be_another_object(tmp_path, processor):
+    model, pairs = make_mae(), ForgetRetainPairs(FORGET, RETAIN)
+    with pytest.raises(InputError, match="the very object to be trained"):
+        UnlearningTrainer(model, UnlearningConfig(str(tmp_path)), pairs, processor, CenterCrop(2), original=model)
+
+
 @pytest.mark.parametrize("alpha", [0, -1])
 def test_alpha_must_be_positive(alpha):
     with pytest.raises(InputError, match=f"alpha must be larger than 0 .* got {alpha}"):

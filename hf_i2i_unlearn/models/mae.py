@@ -38,7 +38,11 @@ class I2IMAE(I2IModel):
     @classmethod
     def from_pretrained(cls, path: str, **kwargs) -> "I2IMAE":
         """Load a ViTMAE checkpoint (Hub id or folder). Raises InputError for a checkpoint of another kind."""
-        config = AutoConfig.from_pretrained(path, **_only(kwargs, "revision", "token", "subfolder"))
+        try:
+            config = AutoConfig.from_pretrained(path, **_only(kwargs, "revision", "token", "subfolder"))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"Cannot load a model from '{path}': {reason} Give a folder with a config.json, or a Hub id.") from error
         if config.model_type != "vit_mae":
             raise InputError(
                 f"'{path}' holds a '{config.model_type}' model, expected 'vit_mae' (a masked autoencoder with its decoder, "
