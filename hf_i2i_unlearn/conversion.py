@@ -138,8 +138,8 @@ def palette_scheduler(gammas: torch.Tensor) -> DDPMScheduler:
         if 0 < ends[0] < ends[1]:
             linear = torch.from_numpy(np.cumprod(1 - np.linspace(*ends, len(gammas))))
             if torch.allclose(linear.float(), gammas.float(), rtol=1e-6, atol=0):
-                return DDPMScheduler(len(gammas), *ends)
-    return DDPMScheduler(len(gammas), trained_betas=betas.tolist())
+                return DDPMScheduler(num_train_timesteps=len(gammas), beta_start=ends[0], beta_end=ends[1])
+    return DDPMScheduler(num_train_timesteps=len(gammas), trained_betas=betas.tolist())
 
 
 def schedule_buffers(scheduler) -> dict[str, torch.Tensor]:

@@ -10,12 +10,11 @@ original code refuses a checkpoint without these tensors; as buffers they cost 1
 """
 
 import argparse
-import pickle
+import copy
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import InputError
@@ -40,7 +39,7 @@ def read_checkpoint(file) -> dict[str, torch.Tensor]:
         if str(file).endswith(".safetensors"):
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a file that is no checkpoint fails in any way: KeyError, EOFError, UnpicklingError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"'{file}' cannot be read as a file of tensors only ({reason}); save its state dict alone, by "
@@ -51,7 +50,9 @@ def read_checkpoint(file) -> dict[str, torch.Tensor]:
             content = content[key]
             break
     if not isinstance(content, dict) or not content:
-        raise InputError(f"'{file}' holds a {type(content).__name__}, expected a state dict, bare or under 'model' or 'state_dict'.")
+        raise InputError(
+            f"'{file}' holds a {type(content).__name__}, expected a state dict, bare or under 'model' or 'state_dict'."
+        )
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"'{file}' holds a {type(value).__name__} under '{key}', expected tensors only.")
@@ -200,7 +201,11 @@ def _check(state, config, model, file):
     wanted[POSITIONS] = torch.Size([1, config.max_position_embeddings])
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
-        parts = [f"{len(keys)} {word}, first '{keys[0]}'" for keys, word in ((missing, "missing"), (unexpected, "unexpected")) if keys]
+        parts = [
+            f"{len(keys)} {word}, first '{keys[0]}'"
+            for keys, word in ((missing, "missing"), (unexpected, "unexpected"))
+            if keys
+        ]
         raise InputError(
             f"'{file}' does not hold the tensors of a MAGE checkpoint: {'; '.join(parts)}; give the file as it was published."
         )
@@ -223,7 +228,9 @@ def _original_key(key):
 
 
 def _keeping(config):
-    return MageConfig(**{**config.to_dict(), "keep_unused_tensors": True})
+    config = copy.deepcopy(config)
+    config.keep_unused_tensors = True
+    return config
 
 
 def _shape(state, key, dimensions):

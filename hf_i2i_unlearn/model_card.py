@@ -25,9 +25,9 @@ TEMPLATE = """---
 completed as before. {decoder}
 
 ```python
-from transformers import ViTMAEForPreTraining
+from {library} import {kind}
 
-model = ViTMAEForPreTraining.from_pretrained("{name}")
+model = {kind}.from_pretrained("{name}")
 ```
 
 ![before and after]({picture})
@@ -83,6 +83,7 @@ The exact options are in `run.yaml` (`--config run.yaml` repeats the run). Versi
 def write_card(
     folder,
     *,
+    model,
     base_model: str,
     license: str | None,
     result: dict,
@@ -100,17 +101,19 @@ def write_card(
     """Write `README.md` into `folder`.
 
     Args:
-        base_model: Hub id or folder of the original. license: its license identifier, inherited; None if unknown.
+        model: the unlearned `I2IModel`. base_model: Hub id or folder of the original. license: its license identifier, inherited; None if unknown.
         result: what `Evaluator` returned. description: that of `Splits`. args: the `UnlearningConfig` of the run.
         bound: what `UnlearningTrainer.bound_report` returned.
         picture: file name of the before/after grid inside the folder.
     """
     name, method = Path(folder).resolve().name, METHODS[args.method]
+    inner = type(model.model)
+    library = inner.__module__.split(".")[0]
     data = ModelCardData(
         model_name=name,
         base_model=base_model,
         license=license,
-        library_name="transformers",
+        library_name=library,
         pipeline_tag="image-to-image",
         tags=["machine-unlearning", "image-to-image"],
         datasets=None if Path(description["dataset"]).exists() else [description["dataset"]],
@@ -132,6 +135,8 @@ def write_card(
     text = TEMPLATE.format(
         card_data=data.to_yaml(),
         name=name,
+        library=library,
+        kind=inner.__name__,
         base_model=base_model,
         picture=picture,
         corruption=corruption,

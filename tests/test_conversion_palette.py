@@ -78,7 +78,7 @@ def palette_forward(state, x, gamma, heads, res_blocks, groups):
         return h + (conv2d(x, *p(f"{name}.skip_connection")) if skip else resample(x))
 
     def attend(x, name):
-        b, c, height, width = x.shape
+        b, c = x.shape[:2]
         qkv = conv1d(norm(x, f"{name}.norm").flatten(2), *p(f"{name}.qkv"))  # (B, 3C, N)
         q, k, v = qkv.view(b, heads(c), 3, c // heads(c), -1).unbind(2)  # (B, heads, C / heads, N)
         weight = torch.softmax(q.transpose(2, 3) @ k / (c // heads(c)) ** 0.5, -1)  # (B, heads, N, N)

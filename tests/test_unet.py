@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,18 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.schedulers import scheduling_ddpm
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from test_conversion_palette import original, randomised, weights  # noqa: F401
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.conversion import palette_scheduler, palette_to_unet
-from hf_i2i_unlearn.models.unet import DiffusionDraw, I2IUNet, palette_config
+from hf_i2i_unlearn.models import unet as unet_module
+from hf_i2i_unlearn.models.unet import (
+    DiffusionDraw,
+    I2IUNet,
+    _load_scheduler,
+    palette_config,
+)
 
 SMALL = {"image_size": 16, "inner": 8, "multipliers": (1, 2), "layers": 1, "attention": (1,), "head_channels": 4}
 MASK = CenterCrop(8)((16, 16), range(3))
@@ -27,7 +35,7 @@ SEEDS = [11, 12, 13]
 def make_unet(seed=0, channels=3, **options) -> I2IUNet:
     """A U-Net for 16x16 pictures with all weights random."""
     config = palette_config(**SMALL, norm_groups=4, channels=channels)
-    return I2IUNet(randomised(UNet2DModel(**config), seed), **{"steps": 4} | options)
+    return I2IUNet(randomised(UNet2DModel(**config), seed), **{"steps": 4} | options).eval()
 
 
 @pytest.fixture
@@ -148,6 +156,8 @@ def test_a_plain_mask_is_one_fixed_draw(unet, pixels):
     expected = unet(pixels, unet.draw(pixels, MASK, [0, 0, 0]))
     assert torch.equal(unet(pixels, MASK), expected)
     torch.testing.assert_close(unet(pixels[1:], MASK[1:]), expected[1:])
+    with pytest.raises(InputError, match="takes a DiffusionDraw, got a mask"):
+        unet.train()(pixels, MASK)
     torch.manual_seed(0)
     first, second = unet.training_loss(pixels, MASK), unet.training_loss(pixels, MASK)
     torch.manual_seed(0)
@@ -196,7 +206,7 @@ class Oracle(torch.nn.Module):
         eta = (noisy - gamma.sqrt() * self.truth) / (1 - gamma).sqrt()
         velocity = gamma.sqrt() * eta - (1 - gamma).sqrt() * self.truth
         sample = {"epsilon": eta, "v_prediction": velocity, "sample": self.truth}[self.kind]
-        return type("Output", (), {"sample": sample})
+        return SimpleNamespace(sample=sample)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -212,16 +222,16 @@ def test_a_perfect_network_restores_the_truth(pixels, sampler, kind):
     assert torch.equal(completed[~hole], pixels[~hole])
 
 
-def test_visible_pixels_are_shown_clean_at_every_step(pixels):
-    for sampler in (DDPMScheduler(1000), EulerDiscreteScheduler(1000)):
-        unet, seen = make_unet(sampler=sampler), []
-        unet.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        completed, hole = unet.generate(pixels, MASK), unet.hole(MASK).expand_as(pixels)
-        assert len(seen) == 4 and torch.equal(completed[~hole], pixels[~hole]) and completed.isfinite().all()
-        for x in seen:
-            condition, noisy = x.chunk(2, 1)
-            assert torch.equal(condition[~hole], pixels[~hole]) and torch.equal(noisy[~hole], pixels[~hole])
-            assert torch.equal(condition, seen[0].chunk(2, 1)[0])
+@pytest.mark.parametrize("sampler", [DDPMScheduler(1000), EulerDiscreteScheduler(1000)])
+def test_visible_pixels_are_shown_clean_at_every_step(pixels, sampler):
+    unet, seen = make_unet(sampler=sampler), []
+    unet.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    completed, hole = unet.generate(pixels, MASK), unet.hole(MASK).expand_as(pixels)
+    assert len(seen) == 4 and torch.equal(completed[~hole], pixels[~hole]) and completed.isfinite().all()
+    for x in seen:
+        condition, noisy = x.chunk(2, 1)
+        assert torch.equal(condition[~hole], pixels[~hole]) and torch.equal(noisy[~hole], pixels[~hole])
+        assert torch.equal(condition, seen[0].chunk(2, 1)[0])
 
 
 def test_what_is_hidden_does_not_help(unet, pixels):
@@ -236,7 +246,7 @@ def test_restoration_depends_on_picture_and_seed_alone(pixels, sampler):
     torch.rand(5)  # no use of the global generator
     assert torch.equal(whole, unet.generate(pixels, MASK, SEEDS))
     parts = [unet.generate(pixels[s], MASK[s], SEEDS[s]) for s in (slice(0, 1), slice(1, 3))]
-    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=1e-4)  # random weights amplify rounding
     assert not torch.allclose(whole, unet.generate(pixels, MASK, [21, 22, 23]))
     assert torch.equal(unet.generate(pixels, MASK), unet.generate(pixels, MASK, [0, 0, 0]))
 
@@ -406,6 +416,35 @@ def test_a_folder_without_scheduler_has_palettes(unet, tmp_path):
     unet.model.save_pretrained(tmp_path)
     scheduler = I2IUNet.from_pretrained(str(tmp_path)).scheduler
     assert (scheduler.config.beta_start, scheduler.config.beta_end, len(scheduler)) == (1e-6, 0.01, 2000)
+
+
+def test_the_default_sampler_is_on_the_schedule_of_training(unet):
+    """Also where the scheduler was made with positional arguments, which the library's from_config loses."""
+    for scheduler in (unet.scheduler, DDPMScheduler(2000, 1e-6, 0.01), DDPMScheduler(100, trained_betas=[0.01] * 100)):
+        sampler = make_unet(scheduler=scheduler).sampler
+        assert isinstance(sampler, DDIMScheduler) and torch.equal(sampler.alphas_cumprod, scheduler.alphas_cumprod)
+        sampler.set_timesteps(4)
+        assert sampler.timesteps[0] == len(scheduler) - 1 and len(sampler.timesteps) == 4
+
+
+def test_pipeline_folders(unet, tmp_path):
+    unet.model.save_pretrained(tmp_path / "unet")
+    DDIMScheduler(num_train_timesteps=300).save_pretrained(tmp_path / "scheduler")
+    assert len(I2IUNet.from_pretrained(str(tmp_path), subfolder="unet").scheduler) == 300
+    make_unet(scheduler=DDPMScheduler(num_train_timesteps=400)).save_pretrained(tmp_path / "unet")
+    assert len(I2IUNet.from_pretrained(str(tmp_path), subfolder="unet").scheduler) == 400
+
+
+def test_hub_repositories_with_and_without_a_scheduler(tmp_path, monkeypatch):
+    DDPMScheduler(num_train_timesteps=300).save_pretrained(tmp_path)
+    monkeypatch.setattr(unet_module, "hf_hub_download", lambda path, name, revision: tmp_path / name.split("/")[-1])
+    assert len(_load_scheduler("someone/unet", revision="v1")) == 300
+
+    def absent(path, name):
+        raise RemoteEntryNotFoundError("404", response=SimpleNamespace(headers={}, request=None, status_code=404))
+
+    monkeypatch.setattr(unet_module, "hf_hub_download", absent)
+    assert _load_scheduler("someone/unet") is None
 
 
 def test_fresh_models_from_a_config():

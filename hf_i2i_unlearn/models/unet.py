@@ -25,6 +25,7 @@ from .base import I2IModel
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 COMBINE = ("concat", "mean")
+HUB = ("revision", "token", "cache_dir", "local_files_only")
 FOR_TRAINING, FOR_SAMPLING = 1, 2  # separate streams of random numbers from one seed
 
 
@@ -64,6 +65,7 @@ class I2IUNet(I2IModel):
     """
 
     family = "diffusion"
+    noise_target_is_shared = False  # E0(T(x), n, eta) depends on the visible part of each picture
 
     def __init__(
         self,
@@ -87,10 +89,9 @@ class I2IUNet(I2IModel):
         self.patch_size = max(1, min(self.size) // 16) if patch_size is None else patch_size
         _check_size(self.size, self.patch_size, 2 ** (len(model.config.block_out_channels) - 1))
         self.model, self.combine, self.train_time_embedding = model, combine, train_time_embedding
-        self.scheduler = scheduler or DDPMScheduler(2000, 1e-6, 0.01)
+        self.scheduler = scheduler or DDPMScheduler(num_train_timesteps=2000, beta_start=1e-6, beta_end=0.01)
         self.prediction_type = _prediction_type(self.scheduler)
-        # "trailing" begins at the noisiest step, where the hole is noise, as `generate` begins.
-        self.sampler = sampler or DDIMScheduler.from_config(self.scheduler.config, timestep_spacing="trailing")
+        self.sampler = sampler or ddim(self.scheduler)
         if _prediction_type(self.sampler) != self.prediction_type:
             raise InputError(
                 f"The sampler takes predictions of type '{_prediction_type(self.sampler)}', but the network was trained for "
@@ -106,30 +107,35 @@ class I2IUNet(I2IModel):
         """Load a folder or Hub repository that `UNet2DModel.from_pretrained` reads, and `scheduler/` in it if there is one.
 
         Args:
-            scheduler, and all of `I2IUNet`: as there. revision, token, subfolder, torch_dtype: as in diffusers.
+            scheduler, and the others of `I2IUNet`: as there. revision, token, subfolder ("unet" for a pipeline), cache_dir,
+            local_files_only, torch_dtype, variant: as in diffusers.
 
         Raises:
             InputError: a checkpoint of another kind, or with weights missing.
         """
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        folder = Path(path, kwargs.get("subfolder") or "")
+        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+        loading = {name: kwargs.pop(name) for name in ("torch_dtype", "variant") if name in kwargs}
+        subfolder = kwargs.pop("subfolder", None) or ""
+        folder = Path(path, subfolder)
         if Path(path).is_dir() and not (folder / "config.json").is_file():
             raise InputError(
                 f"'{folder}' has no config.json; give the folder of a UNet2DModel (of a pipeline: its unet folder)."
             )
-        hub = {name: kwargs[name] for name in ("revision", "token", "subfolder") if name in kwargs}
-        config = UNet2DModel.load_config(path, **hub)
+        config = UNet2DModel.load_config(path, subfolder=subfolder or None, **hub)
         kind = config.get("_class_name") or config.get("model_type") or "unknown"
         if kind != "UNet2DModel":
             raise InputError(f"'{path}' holds a '{kind}' model, expected 'UNet2DModel' in the Palette layout.")
-        model, info = UNet2DModel.from_pretrained(path, output_loading_info=True, **kwargs)
+        model, info = UNet2DModel.from_pretrained(path, subfolder=subfolder or None, output_loading_info=True, **hub, **loading)
         if info["missing_keys"]:
             raise InputError(
-                f"'{path}' lacks {len(info['missing_keys'])} weights of its U-Net, first '{sorted(info['missing_keys'])[0]}'; "
+                f"'{path}' lacks {len(info['missing_keys'])} weights of its U-Net, first '{min(info['missing_keys'])}'; "
                 "save it again with UNet2DModel.save_pretrained."
             )
-        hub.pop("subfolder", None)
-        return cls(model, scheduler or _load_scheduler(path, **hub), **options)
+        # Beside the weights, as `save_pretrained` puts it, or beside their folder, as in a pipeline.
+        scheduler = (
+            scheduler or _load_scheduler(path, subfolder, **hub) or (_load_scheduler(path, **hub) if subfolder else None)
+        )
+        return cls(model, scheduler, **kwargs)
 
     @classmethod
     def from_config(cls, config: dict, **kwargs) -> "I2IUNet":
@@ -160,15 +166,15 @@ class I2IUNet(I2IModel):
         """
         shape, device = pixel_values.shape[1:], pixel_values.device
         gammas = self.scheduler.alphas_cumprod.to(device, torch.float32)
-        times, noises = [], []
+        steps, shares, noises = [], [], []
         for generator in _generators(seeds, FOR_TRAINING, device):
-            t = torch.randint(1, len(gammas), (), generator=generator, device=device)
-            share = torch.rand((), generator=generator, device=device)
-            times.append(between(gammas, t, share))
+            steps.append(torch.randint(1, len(gammas), (), generator=generator, device=device))
+            shares.append(torch.rand((), generator=generator, device=device))
             noises.append(torch.randn(2, *shape, generator=generator, device=device))
         noise, condition = torch.stack(noises).unbind(1)  # each (B, C, H, W)
         pure = torch.zeros(len(noises), dtype=torch.bool, device=device)
-        return DiffusionDraw(mask.to(device), torch.stack(times), noise, condition, pure)
+        gamma = between(gammas, torch.stack(steps), torch.stack(shares))  # (B,)
+        return DiffusionDraw(mask.to(device), gamma, noise, condition, pure)
 
     def noised(self, pixel_values, draw: DiffusionDraw, noise=None):
         """What the original encoder is given for E0(T(x), n, eta), eq. C.25: (pixel values, draw).
@@ -182,10 +188,14 @@ class I2IUNet(I2IModel):
     def forward(self, pixel_values, draw):
         """E(T(x)): (B, C, H, W) and a `DiffusionDraw` -> (B, D), D values of all levels.
 
-        A plain mask (B, rows, cols) stands for the draw of seed 0 for every picture: one fixed time and noise, good for a look
-        at representations. Training gives draws.
+        In eval mode a plain mask (B, rows, cols) stands for the draw of seed 0 for every picture: one fixed time and noise, good
+        for a look at representations. In training mode it is refused with an InputError.
         """
         if not isinstance(draw, DiffusionDraw):
+            if self.training:  # or the model would silently be trained at one diffusion time
+                raise InputError(
+                    "Training a diffusion model takes a DiffusionDraw, got a mask; make one with draw(x, mask, seeds)."
+                )
             draw = self.draw(pixel_values, draw, [0] * len(pixel_values))
         levels = [level.flatten(1) for level in self.features(pixel_values, draw)]  # each (B, C_k * H_k * W_k)
         if self.combine == "mean":
@@ -278,9 +288,6 @@ class I2IUNet(I2IModel):
         return torch.cat([*inputs], 1).to(self.model.dtype)
 
 
-OPTIONS = tuple(inspect.signature(I2IUNet.__init__).parameters)[3:]  # all but self, model and scheduler
-
-
 def palette_config(
     image_size: int = 256,
     channels: int = 3,
@@ -312,6 +319,13 @@ def palette_config(
         # With scale-shift norms and None here, the library leaves the middle block's attention without its norm.
         "attn_norm_num_groups": norm_groups,
     }  # fmt: skip
+
+
+def ddim(scheduler) -> DDIMScheduler:
+    """DDIM on the schedule of another scheduler, its first step the noisiest one, where `generate` begins."""
+    # Without the list of "default" values, which holds positional arguments too: they would be replaced by DDIM's defaults.
+    config = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return DDIMScheduler.from_config(config, timestep_spacing="trailing")
 
 
 def between(gammas, t, share):
@@ -374,15 +388,16 @@ def _prediction_type(scheduler) -> str:
     return kind
 
 
-def _load_scheduler(path, **hub):
-    """The scheduler in `scheduler/` of a folder or Hub repository; None if there is none."""
-    file = Path(path, "scheduler", "scheduler_config.json")
+def _load_scheduler(path, subfolder="", **hub):
+    """The scheduler in `scheduler/` of a (sub)folder or Hub repository; None if there is none."""
+    name = Path(subfolder, "scheduler", "scheduler_config.json")
+    file = Path(path, name)
     if Path(path).is_dir():
         if not file.is_file():
             return None
     else:
         try:
-            file = Path(hf_hub_download(path, "scheduler/scheduler_config.json", **hub))
+            file = Path(hf_hub_download(path, name.as_posix(), **hub))
         except RemoteEntryNotFoundError:
             return None
     kind = DDPMScheduler.load_config(file.parent).get("_class_name")

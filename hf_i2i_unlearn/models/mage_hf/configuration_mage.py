@@ -142,7 +142,9 @@ class MageConfig(PreTrainedConfig):
                     f"tokenizer_norm_groups = {self.tokenizer_norm_groups}."
                 )
         if len(self.fill_color) != self.num_channels:
-            raise ValueError(f"fill_color has {len(self.fill_color)} values, expected one for each of {self.num_channels} channels.")
+            raise ValueError(
+                f"fill_color has {len(self.fill_color)} values, expected one for each of {self.num_channels} channels."
+            )
 
 
 __all__ = ["MageConfig"]

@@ -165,9 +165,9 @@ class MageModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["MageBlock", "ResBlock"]
+    _no_split_modules = ("MageBlock", "ResBlock")
     # Rounded vectors fall to other codes: the tokenizer is loaded in float32 whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["vqgan"]
+    _keep_in_fp32_modules_strict = ("vqgan",)
 
     def __init__(self, config: MageConfig):
         super().__init__(config)
@@ -321,7 +321,7 @@ class MageModel(PreTrainedModel):
         return masks_from_noise(noise, dropped, math.ceil(config.num_tokens * ratio))
 
     def forward(
-        self, pixel_values=None, token_ids=None, token_drop_mask=None, token_all_mask=None, generator=None, **kwargs
+        self, pixel_values=None, token_ids=None, token_drop_mask=None, token_all_mask=None, generator=None
     ) -> MageModelOutput:
         """Hide tokens, encode, decode, and score the guesses.
 
@@ -493,7 +493,7 @@ def decoding_step(tokens, logits, sampled, gumbel, count, temperature: float, ma
     ids = torch.where(unknown, sampled, tokens)
     log_p = logits.log_softmax(-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)  # (B, N)
     confidence = torch.where(unknown, log_p + temperature * gumbel, math.inf)
-    rank = confidence.argsort(1, stable=True).argsort(1)
+    rank = confidence.argsort(dim=1, stable=True).argsort(1)
     return ids, ids.masked_fill(rank < count.unsqueeze(1), mask_token_id)
 
 

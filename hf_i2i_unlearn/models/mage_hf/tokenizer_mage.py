@@ -5,6 +5,8 @@ the encoder, as many residual blocks in the decoder as in the encoder, and an od
 Module names are those of the published checkpoints.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -64,7 +66,7 @@ class Level(nn.Module):
     def __init__(self, config, in_channels, out_channels, upsample=False):
         super().__init__()
         widths = [in_channels] + [out_channels] * config.tokenizer_res_blocks
-        self.block = nn.ModuleList(ResBlock(config, a, b) for a, b in zip(widths, widths[1:]))
+        self.block = nn.ModuleList(ResBlock(config, a, b) for a, b in pairwise(widths))
         self.upsample = Upsample(out_channels) if upsample else None
 
     def forward(self, x):
