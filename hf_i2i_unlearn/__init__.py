@@ -32,7 +32,7 @@ from .evaluation import Evaluator, completions, markdown_table
 from .job import RunArguments, unlearn
 from .methods import DISTANCES, METHODS, Method, information_bound
 from .model_card import inherited_license, write_card
-from .models import I2IMAE, I2IModel
+from .models import I2IMAE, I2IModel, I2IUNet, palette_config
 from .noise import (
     NOISE_HELP,
     BatchMatched,
@@ -46,20 +46,18 @@ from .noise import (
 )
 from .plots import completion_grid, frontier
 from .pretraining import PretrainingConfig, PretrainingTrainer
-from .splits import (
+from .selection import (
     Selection,
-    SourceArguments,
-    SplitArguments,
-    Splits,
-    build_splits,
     by_classes,
     by_list,
     by_rows,
     by_values,
     first_rows,
     load_source,
+    per_class,
     select,
 )
+from .splits import SourceArguments, SplitArguments, Splits, build_splits
 from .trainer import UnlearningTrainer
 
 __version__ = "0.1.0"

@@ -50,7 +50,7 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     if "--help_all" in argv:
         argv = ["--help"]
     else:
-        trainer_options = {name for cls in dataclasses[-1].__mro__[1:] for name in vars(cls).get("__dataclass_fields__", {})}
+        trainer_options = {option.name for option in fields(TrainingArguments)}
         for action in parser._actions:
             if action.dest in trainer_options - COMMON:
                 action.help = argparse.SUPPRESS

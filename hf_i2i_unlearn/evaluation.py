@@ -68,7 +68,8 @@ class Evaluator:
         for number, batch in enumerate(tqdm(loader, f"evaluating {name}", leave=False, disable=not progress or rank > 0)):
             pixels, seeds = batch["pixel_values"].to(device), batch["seeds"]
             mask = self.corruption(model.grid, seeds[:, 0])
-            before, after = self._original(name, number, pixels, mask), model.generate(pixels, mask)
+            before = self._original(name, number, pixels, mask, seeds[:, 1])
+            after = model.generate(pixels, mask, seeds[:, 1])
             hole = model.hole(mask).to(device)
             columns = [torch.ones(len(pixels), device=device)]
             for completion in (after, before):
@@ -81,12 +82,12 @@ class Evaluator:
         names = ("mse", "psnr", "original_mse", "original_psnr", "drift")
         return {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
 
-    def _original(self, name, number, pixels, mask):
+    def _original(self, name, number, pixels, mask, seeds):
         original = getattr(self.original, "module", self.original)
         if self._kept is None:
-            return original.generate(pixels, mask)
+            return original.generate(pixels, mask, seeds)
         if (name, number) not in self._kept:
-            self._kept[name, number] = original.generate(pixels, mask).cpu()
+            self._kept[name, number] = original.generate(pixels, mask, seeds).cpu()
         return self._kept[name, number].to(pixels.device)
 
     def _psnr(self, completion, truth, hole):
@@ -127,4 +128,4 @@ def completions(models: dict[str, I2IModel], reader: ImageReader, corruption: Co
     pixels = batch["pixel_values"].to(next(first.parameters()).device)
     truth = reader.unit(pixels)
     columns = {"image": truth, "T(x)": torch.where(first.hole(mask).to(truth.device), 0.5, truth)}
-    return columns | {name: reader.unit(model.generate(pixels, mask)) for name, model in models.items()}
+    return columns | {name: reader.unit(model.generate(pixels, mask, batch["seeds"][:, 1])) for name, model in models.items()}

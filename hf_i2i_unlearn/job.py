@@ -7,7 +7,13 @@ from pathlib import Path
 from .cli import command_line, write_run
 from .config import UnlearningConfig
 from .corruptions import CORRUPTION_HELP, parse_corruption
-from .data import AUGMENTATIONS, ForgetRetainPairs, ForgetRetainStream, ImageReader, pixel_batches
+from .data import (
+    AUGMENTATIONS,
+    ForgetRetainPairs,
+    ForgetRetainStream,
+    ImageReader,
+    pixel_batches,
+)
 from .evaluation import Evaluator, completions, markdown_table
 from .model_card import inherited_license, write_card
 from .models.base import I2IModel

@@ -6,7 +6,7 @@ from .corruptions import Corruption
 from .data import seeds_for
 from .errors import InputError
 from .methods import Method, information_bound
-from .models.base import I2IModel
+from .models.base import I2IModel, join
 from .noise import Noise, StandardNormal
 
 
@@ -46,24 +46,26 @@ class Objective:
         self.variant, self.noise_target, self.mean_draws, self.seed = variant, noise_target, mean_draws, seed
         self._means = {}
 
-    def __call__(self, model, grid, corruption: Corruption, retain, forget, seeds, step: int = 0):
+    def __call__(self, model, i2i: I2IModel, corruption: Corruption, retain, forget, seeds, step: int = 0):
         """One student pass over both halves, and no teacher pass that is not needed.
 
         Args:
-            model: the module that is trained: an `I2IModel` in the encoder space, its `TrainingLoss` in the output space.
+            model: the module that is trained, perhaps wrapped: `i2i` in the encoder space, its `TrainingLoss` in the output
+                space. i2i: the target model itself, for what has no weights: its grid and its draws.
             retain, forget: (B, C, H, W). seeds: (B, 3), of T for retain, T for forget, and n. step: of the run.
 
         Returns:
             Retain distances (B,), forget distances (B,) or None for a method without, and diagnostics {name: scalar}.
         """
+        grid = i2i.grid
         masks = [corruption(grid, seeds[:, 0]), corruption(grid, seeds[:, 1])]  # each (B, rows, cols)
         if self.noise_target == "mean" and corruption.is_random and self.method.forget_target == "encoded noise":
             masks[1] = corruption(grid, seeds_for(self.seed, step, 1)).expand(len(forget), *grid)
+        draws = [i2i.draw(pixels, mask, seeds[:, k]) for k, (pixels, mask) in enumerate(zip((retain, forget), masks))]
         if self.method.space == "output":
-            return self._output(model, retain, forget, masks, seeds)
-        mask = torch.cat(masks)
-        target, forget_target = self._targets(retain, forget, masks, seeds, corruption)
-        encoded = model(torch.cat([retain, forget]), mask)  # (2B, ...)
+            return self._output(model, retain, forget, draws, masks, seeds)
+        target, forget_target = self._targets(i2i, retain, forget, draws, masks, seeds, corruption)
+        encoded = model(torch.cat([retain, forget]), join(*draws))  # (2B, ...)
         if forget_target is None:  # Gaussian noise in the place of a representation
             forget_target = StandardNormal()(encoded[len(retain) :], seeds[:, 2])
             if self.variant == "reference":
@@ -79,7 +81,7 @@ class Objective:
         return distance[:half], distance[half:], diagnostics
 
     @torch.no_grad()
-    def _targets(self, retain, forget, masks, seeds, corruption):
+    def _targets(self, i2i, retain, forget, draws, masks, seeds, corruption):
         """Representations by the original encoder: of the retain pictures (B, ...), and the forget target.
 
         The forget target is None where it is noise in the shape of a representation; the reference's variant of that needs
@@ -88,12 +90,13 @@ class Objective:
         half = len(retain)
         if self.method.forget_target == "noise":
             if self.variant == "reference":
-                return self.original(torch.cat([retain, forget]), torch.cat(masks)), None
-            return self.original(retain, masks[0]), None
+                return self.original(torch.cat([retain, forget]), join(*draws)), None
+            return self.original(retain, draws[0]), None
         if self.noise_target == "mean" and not corruption.is_random:
-            return self.original(retain, masks[0]), self._mean(forget, masks[1][:1], corruption)
+            return self.original(retain, draws[0]), self._mean(forget, masks[1][:1], corruption)
         noise = self.noise(torch.cat([retain, forget]), seeds[:, 2])
-        encoded = self.original(torch.cat([retain, noise]), torch.cat(masks))
+        pixels, draw = i2i.noised(forget, draws[1], noise)
+        encoded = self.original(torch.cat([retain, pixels]), join(draws[0], draw))
         forget_target = encoded[half:]
         return encoded[:half], forget_target.mean(0, keepdim=True) if self.noise_target == "mean" else forget_target
 
@@ -109,10 +112,10 @@ class Objective:
             self._means[corruption] = total / self.mean_draws
         return self._means[corruption]
 
-    def _output(self, model, retain, forget, masks, seeds):
+    def _output(self, model, retain, forget, draws, masks, seeds):
         """The family's training loss with x_r for target, and with the method's target on the forget half."""
         if self.method.forget_target == "none":
-            return model(retain, masks[0]), None, {}
+            return model(retain, draws[0]), None, {}
         retain_target, forget_target = retain, forget
         if self.method.forget_target == "noise":
             forget_target = self.noise(torch.cat([retain, forget]), seeds[:, 2])
@@ -120,8 +123,9 @@ class Objective:
             forget_target = retain
             if self.variant == "reference":
                 original = getattr(self.original, "module", self.original)
-                retain_target, forget_target = original.generate(retain, masks[0]), original.generate(retain, masks[1])
-        loss = model(torch.cat([retain, forget]), torch.cat(masks), torch.cat([retain_target, forget_target]))  # (2B,)
+                retain_target = original.generate(retain, masks[0], seeds[:, 0])
+                forget_target = original.generate(retain, masks[1], seeds[:, 1])
+        loss = model(torch.cat([retain, forget]), join(*draws), torch.cat([retain_target, forget_target]))  # (2B,)
         return loss[: len(retain)], loss[len(retain) :], {}
 
 

@@ -74,7 +74,8 @@ class PretrainingTrainer(I2ITrainer):
         # The first picture's third seed picks the T of the step: the same again when the run is resumed.
         pick = torch.multinomial(self.shares, 1, generator=torch.Generator().manual_seed(int(seeds[0, 2])))
         mask = self.corruptions[int(pick)](self.i2i.grid, seeds[:, 1])
-        loss = model(inputs["pixel_values"], mask).mean()
+        pixels = inputs["pixel_values"]
+        loss = model(pixels, self.i2i.draw(pixels, mask, seeds[:, 1])).mean()
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model=None):

@@ -178,6 +178,11 @@ class UnlearningTrainer(I2ITrainer):
             _refuse_evaluation_options(args)
             args.eval_strategy = "no"
         self.method = METHODS[args.method]
+        if args.noise_target == "mean" and not model.noise_target_is_shared:
+            raise InputError(
+                f"noise_target 'mean' needs a target that all pictures share; that of the family '{model.family}' depends on the "
+                "visible part of each. Use 'fresh'."
+            )
         # Kept beside the model, never inside it, so that no checkpoint holds it.
         if original is model:
             raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
@@ -234,7 +239,7 @@ class UnlearningTrainer(I2ITrainer):
     def _terms(self, model, batch, corruption):
         """Retain and forget distance, each the mean over its half of the batch, and the diagnostics."""
         retain, forget, diagnostics = self.objective(
-            model, self.i2i.grid, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step
+            model, self.i2i, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step
         )
         return retain.mean(), None if forget is None else forget.mean(), diagnostics
 

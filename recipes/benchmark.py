@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import HfArgumentParser, ViTMAEConfig
 
-from hf_i2i_unlearn import DISTANCES, I2IMAE, METHODS, CenterCrop, LowRankNormal, StandardNormal
+from hf_i2i_unlearn import (
+    DISTANCES,
+    I2IMAE,
+    METHODS,
+    CenterCrop,
+    LowRankNormal,
+    StandardNormal,
+)
 from hf_i2i_unlearn.objective import Objective
 
 
@@ -71,7 +78,7 @@ def noise(args) -> bool:
     objective = Objective(METHODS["ours"], original, DISTANCES["mse"], StandardNormal())
 
     def step():
-        retain, forget, _ = objective(model, model.grid, CenterCrop(8), pictures, pictures, seeds)
+        retain, forget, _ = objective(model, model, CenterCrop(8), pictures, pictures, seeds)
         (retain.mean() + 0.25 * forget.mean()).backward()
 
     step_seconds = seconds(step, 1)

@@ -19,6 +19,7 @@ from hf_i2i_unlearn import (
     AUGMENTATIONS,
     I2IMAE,
     Evaluator,
+    I2IUNet,
     ImageReader,
     JsonDict,
     PretrainingConfig,
@@ -28,6 +29,7 @@ from hf_i2i_unlearn import (
     by_classes,
     first_rows,
     load_source,
+    palette_config,
     parse,
     parse_corruption,
     refuse_full_folder,
@@ -41,9 +43,13 @@ from hf_i2i_unlearn import (
 class Arguments(SourceArguments):
     """The model and what it sees."""
 
+    family: str = field(default="mae", metadata={"choices": ["mae", "diffusion"], "help": "What to train."})
     model: JsonDict = field(
-        default_factory=JsonDict, metadata={"help": "Fields of transformers.ViTMAEConfig, as JSON or in the YAML file."}
+        default_factory=JsonDict,
+        metadata={"help": "Fields of ViTMAEConfig, or arguments of palette_config, as JSON or in the YAML file."},
     )
+    patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
+    denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for the figures."})
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
     image_mean: list[float] = field(
         default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]."}
@@ -57,6 +63,7 @@ class Arguments(SourceArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
+    eval_samples: int = field(default=0, metadata={"help": "Pictures for the figures, evenly spread; 0 = all."})
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
 
 
@@ -67,7 +74,11 @@ def main():
         refuse_full_folder(training.output_dir, resuming)
 
     set_seed(training.seed)
-    model = I2IMAE.from_config(ViTMAEConfig(**args.model))
+    if args.family == "mae":
+        model = I2IMAE.from_config(ViTMAEConfig(**args.model))
+    else:
+        config = palette_config(**args.model)
+        model = I2IUNet.from_config(config, patch_size=args.patch_size, steps=args.denoising_steps)
     height, width = model.image_size
     processor = ViTImageProcessorPil(
         size={"height": height, "width": width}, image_mean=args.image_mean, image_std=args.image_std, resample=3
@@ -96,7 +107,7 @@ def main():
 
     figures = {}
     if args.eval_split not in (None, "none"):
-        rows = first_rows(pictures(args.eval_split), 0)
+        rows = first_rows(pictures(args.eval_split), args.eval_samples)
         reader = ImageReader(processor, model.channels, None, args.on_corrupt)
         for corruption in corruptions:
             evaluator = Evaluator(

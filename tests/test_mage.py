@@ -11,8 +11,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from hf_i2i_unlearn import InputError
-from hf_i2i_unlearn.conversion_mage import from_original, infer_config, main, read_checkpoint, to_original
-from hf_i2i_unlearn.models.mage_hf import MageConfig, MageModel, feathered_paste, fill_hole, modeling_mage
+from hf_i2i_unlearn.conversion_mage import (
+    from_original,
+    infer_config,
+    main,
+    read_checkpoint,
+    to_original,
+)
+from hf_i2i_unlearn.models.mage_hf import (
+    MageConfig,
+    MageModel,
+    feathered_paste,
+    fill_hole,
+    modeling_mage,
+)
 from hf_i2i_unlearn.models.mage_hf.modeling_mage import (
     decoding_step,
     grow,

@@ -35,7 +35,7 @@ def terms(method, corruption=CROP, **options):
     row = METHODS[method]
     model = STUDENT if row.space == "encoder" else TrainingLoss(STUDENT)
     objective = Objective(row, TEACHER, DISTANCES["mse"], StandardNormal(), **options)
-    return objective(model, (4, 4), corruption, RETAIN, FORGET, SEEDS)
+    return objective(model, STUDENT, corruption, RETAIN, FORGET, SEEDS)
 
 
 def square(a, b):
@@ -102,7 +102,7 @@ def test_control_looks_at_retain_alone():
 def test_mean_target_for_a_fixed_crop_is_the_mean_of_the_fresh_ones():
     mask = masks(CROP)[1]
     objective = Objective(METHODS["ours"], TEACHER, DISTANCES["mse"], StandardNormal(), noise_target="mean", mean_draws=4000)
-    _, forget, _ = objective(STUDENT, (4, 4), CROP, RETAIN, FORGET, SEEDS)
+    _, forget, _ = objective(STUDENT, STUDENT, CROP, RETAIN, FORGET, SEEDS)
     generator = torch.Generator().manual_seed(5)
     encoded = TEACHER(torch.randn(4000, 3, 16, 16, generator=generator), mask[:1].expand(4000, 4, 4))
     torch.testing.assert_close(
@@ -119,7 +119,7 @@ def test_mean_target_has_the_expected_gradient_of_fresh_noise():
     mean = gradient(terms("ours", noise_target="mean", mean_draws=4000)[1])
     objective, fresh = Objective(METHODS["ours"], TEACHER, DISTANCES["mse"], StandardNormal()), 0
     for k in range(200):
-        fresh = fresh + gradient(objective(STUDENT, (4, 4), CROP, RETAIN, FORGET, SEEDS + 1000 * k)[1]) / 200
+        fresh = fresh + gradient(objective(STUDENT, STUDENT, CROP, RETAIN, FORGET, SEEDS + 1000 * k)[1]) / 200
     one = gradient(terms("ours")[1])
     assert (mean - fresh).norm() < 0.05 * mean.norm() < 0.5 * (mean - one).norm() + 0.05 * mean.norm()
 
@@ -131,7 +131,7 @@ def test_mean_target_under_a_random_mask_shares_it_within_a_step():
     TEACHER.forward = lambda x, mask: (seen.append(mask), encode(x, mask))[1]
     try:
         for step in (0, 0, 1):
-            objective(STUDENT, (4, 4), RandomMask(0.5), RETAIN, FORGET, SEEDS, step)
+            objective(STUDENT, STUDENT, RandomMask(0.5), RETAIN, FORGET, SEEDS, step)
     finally:
         del TEACHER.forward
     forget = [mask[4:] for mask in seen]
@@ -151,9 +151,9 @@ def test_no_teacher_pass_that_is_not_needed(method, passes):
         terms(method)
         assert sum(pictures) == passes
         objective = Objective(METHODS["ours"], TEACHER, DISTANCES["mse"], StandardNormal(), noise_target="mean", mean_draws=64)
-        objective(STUDENT, (4, 4), CROP, RETAIN, FORGET, SEEDS)  # estimates the mean
+        objective(STUDENT, STUDENT, CROP, RETAIN, FORGET, SEEDS)  # estimates the mean
         pictures.clear()
-        objective(STUDENT, (4, 4), CROP, RETAIN, FORGET, SEEDS)
+        objective(STUDENT, STUDENT, CROP, RETAIN, FORGET, SEEDS)
         assert sum(pictures) == 4
     finally:
         del TEACHER.forward

@@ -12,8 +12,10 @@ import datasets
 import pytest
 import torch
 from conftest import make_dataset
+from diffusers import UNet2DModel
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from test_unet import make_unet
 
 from hf_i2i_unlearn import demo
 
@@ -209,3 +211,24 @@ def test_comparison(checkpoint, photographs, tmp_path):
     repeated = json.loads((tmp_path / "out" / "results.json").read_text())
     for one, two in zip(results["points"], repeated["points"]):
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_diffusion(photographs, processor, tmp_path, sampler):
+    processor.image_std = [0.5] * 3
+    original = make_unet()
+    original.save_pretrained(tmp_path / "unet")
+    processor.save_pretrained(tmp_path / "unet")
+    argv = ["--model", tmp_path / "unet", "--dataset", photographs, "--forget_classes", "cat", "--corruption", "center:8",
+            "--denoising_steps", 3, "--sampler", sampler, "--max_steps", 2, "--eval_samples", 4, "--pictures", 2,
+            "--learning_rate", 1e-3, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "true"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "unlearn_diffusion.py"), *map(str, argv)],
+        cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "| forget | 4 |" in done.stdout
+    unlearned = UNet2DModel.from_pretrained(tmp_path / "out")
+    moved = {n for n, p in unlearned.named_parameters() if not torch.equal(p, original.model.get_parameter(n))}
+    assert moved and all(n.startswith(("conv_in.", "down_blocks.", "mid_block.")) for n in moved)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "diffusers" and "UNet2DModel.from_pretrained" in card.text

@@ -21,6 +21,7 @@ class I2IModel(nn.Module, abc.ABC):
 
     model: nn.Module
     family: str  # one word for cards and messages
+    noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
 
     @property
     @abc.abstractmethod
@@ -37,20 +38,39 @@ class I2IModel(nn.Module, abc.ABC):
     def grid(self) -> tuple[int, int]:
         """(rows, cols) of patches that a corruption hides."""
 
-    @abc.abstractmethod
-    def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """E(T(x)): the encoder's representation, first dimension B."""
+    def draw(self, pixel_values: torch.Tensor, mask: torch.Tensor, seeds):
+        """Everything random in an encoder pass, drawn once for student and teacher: a tensor or a named tuple of tensors.
+
+        A picture's draw depends on its own seed alone. Here T is all: the mask itself.
+        """
+        return mask
+
+    def noised(self, pixel_values: torch.Tensor, draw, noise: torch.Tensor):
+        """What the original encoder is given for the forget target, as (pixel values, draw): here n in the picture's place."""
+        return noise, draw
 
     @abc.abstractmethod
-    def generate(self, pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """D(E(T(x))) in the hole, x elsewhere: (B, C, H, W) in the normalised space of `pixel_values`."""
+    def forward(self, pixel_values: torch.Tensor, draw) -> torch.Tensor:
+        """E(T(x)): the encoder's representation, first dimension B. `draw` is what `draw` returned."""
 
     @abc.abstractmethod
-    def training_loss(self, pixel_values, mask, target=None) -> torch.Tensor:
+    def generate(self, pixel_values: torch.Tensor, mask: torch.Tensor, seeds=None) -> torch.Tensor:
+        """D(E(T(x))) in the hole, x elsewhere: (B, C, H, W) in the normalised space of `pixel_values`.
+
+        `seeds`, one per picture, fix what a family draws on the way.
+        """
+
+    @abc.abstractmethod
+    def training_loss(self, pixel_values, draw, target=None) -> torch.Tensor:
         """The loss the family is trained with, per sample: (B,).
 
         `target` (B, C, H, W) takes the place of the true picture in the loss (not in the input); None is the truth.
         """
+
+    @property
+    def decoder_untouched(self) -> bool:
+        """Whether training the encoder leaves every weight that D reads as it was."""
+        return True
 
     @abc.abstractmethod
     def encoder_modules(self) -> list[nn.Module]:
@@ -102,6 +122,11 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.i2i = i2i
 
-    def forward(self, pixel_values, mask, target=None):
-        """(B, C, H, W), (B, rows, cols), (B, C, H, W) or None -> (B,)."""
-        return self.i2i.training_loss(pixel_values, mask, target)
+    def forward(self, pixel_values, draw, target=None):
+        """(B, C, H, W), what `I2IModel.draw` returned, (B, C, H, W) or None -> (B,)."""
+        return self.i2i.training_loss(pixel_values, draw, target)
+
+
+def join(one, two):
+    """Two draws of a family as one of both batches: tensors, or named tuples of tensors."""
+    return torch.cat([one, two]) if isinstance(one, torch.Tensor) else type(one)(*map(join, one, two))

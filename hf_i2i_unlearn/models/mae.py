@@ -42,7 +42,9 @@ class I2IMAE(I2IModel):
             config = AutoConfig.from_pretrained(path, **_only(kwargs, "revision", "token", "subfolder"))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"Cannot load a model from '{path}': {reason} Give a folder with a config.json, or a Hub id.") from error
+            raise InputError(
+                f"Cannot load a model from '{path}': {reason} Give a folder with a config.json, or a Hub id."
+            ) from error
         if config.model_type != "vit_mae":
             raise InputError(
                 f"'{path}' holds a '{config.model_type}' model, expected 'vit_mae' (a masked autoencoder with its decoder, "
@@ -101,7 +103,7 @@ class I2IMAE(I2IModel):
         return self._encode(pixel_values, mask).last_hidden_state
 
     @torch.no_grad()
-    def generate(self, pixel_values, mask):
+    def generate(self, pixel_values, mask, seeds=None):
         patches = self._decode(self._encode(pixel_values, mask))  # (B, N, p*p*C)
         if self.model.config.norm_pix_loss:
             # Such a checkpoint predicts each patch normalised by its own true mean and variance; as in the MAE authors'

@@ -154,6 +154,10 @@ class I2IUNet(I2IModel):
     def grid(self):
         return (self.size[0] // self.patch_size, self.size[1] // self.patch_size)
 
+    @property
+    def decoder_untouched(self):
+        return not self.train_time_embedding
+
     def encoder_modules(self):
         """conv_in, down blocks and middle block; the time embedding only with `train_time_embedding`."""
         shared = [self.model.time_embedding] if self.train_time_embedding else []
