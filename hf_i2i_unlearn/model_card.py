@@ -144,8 +144,8 @@ def write_card(
         table=markdown_table(result),
         figures="\n".join(f"- {key}: {FIGURES[key]}." for key in ("mse", "psnr", "drift")),
         decoder="The decoder is the original's, bit for bit."
-        if method.space == "encoder"
-        else "Encoder and decoder were trained.",
+        if method.space == "encoder" and model.decoder_untouched
+        else "The decoder was trained too.",
         method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}",
         weight=f"alpha = {args.alpha}" if bound is None else _describe_bound(bound),
         distance=args.distance if method.space == "encoder" else "the model's own training loss",

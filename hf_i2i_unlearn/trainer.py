@@ -1,5 +1,6 @@
 """`UnlearningTrainer`: the methods of the paper on top of `transformers.Trainer`, whose loop it leaves alone."""
 
+import itertools
 import json
 import logging
 import math
@@ -172,8 +173,7 @@ class UnlearningTrainer(I2ITrainer):
         eval_corruption.check(model.grid)
         reader = ImageReader(processing_class, model.channels, augment, on_corrupt)
         collator = PairCollator(reader)
-        first = next(iter(train_dataset)) if isinstance(train_dataset, ForgetRetainStream) else train_dataset[0]
-        model.check_pixels(PairCollator(ImageReader(processing_class, model.channels))([first])["forget"])
+        model.check_pixels(collator([_first_readable(train_dataset, reader)])["forget"])
         if eval_dataset is None:
             _refuse_evaluation_options(args)
             args.eval_strategy = "no"
@@ -331,3 +331,12 @@ def _refuse_evaluation_options(args):
         raise InputError(
             f"{' and '.join(needing)} need evaluation pictures; pass eval_dataset={{'forget': rows, 'retain': rows}}."
         )
+
+
+def _first_readable(pairs, reader, limit: int = 100):
+    """The first pair whose pictures can both be read; if pictures are refused and not skipped, the first one that cannot raises."""
+    stream = iter(pairs) if isinstance(pairs, ForgetRetainStream) else (pairs[t] for t in range(len(pairs)))
+    for pair in itertools.islice(stream, limit):
+        if all(reader.decode(pair[name]) is not None for name in ("forget", "retain")):
+            return pair
+    raise InputError(f"None of the first {limit} pairs of pictures can be read; check the image column and the files.")

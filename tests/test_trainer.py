@@ -221,6 +221,18 @@ def test_unreadable_pictures_are_counted_or_refused(tmp_path, processor):
     assert trainer.skipped == 2  # once in each of two epochs
 
 
+def test_a_broken_first_picture_does_not_stop_a_run_that_skips(tmp_path, processor):
+    broken = {"image": {"bytes": b"broken", "path": "broken.png"}}
+    rows = [broken] * 2 + list(FORGET)[:1]
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    for seed in range(6):  # whatever comes first
+        pairs = ForgetRetainPairs(rows, RETAIN, seed=seed)
+        UnlearningTrainer(make_mae(), UnlearningConfig(**options), pairs, processor, CenterCrop(2), on_corrupt="skip")
+    with pytest.raises(InputError, match="None of the first 100 pairs"):
+        pairs = ForgetRetainPairs([broken], RETAIN)
+        UnlearningTrainer(make_mae(), UnlearningConfig(**options), pairs, processor, CenterCrop(2), on_corrupt="skip")
+
+
 @pytest.mark.parametrize(
     "message, change",
     [
