@@ -64,6 +64,10 @@ class UnlearningConfig(TrainingArguments):
             "it. A multiplier then takes the place of alpha, starting at 1 / alpha."
         },
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Keep an exponential moving average of the trained weights, which becomes the result; 0 = none."},
+    )
     patience: int = field(
         default=0, metadata={"help": "Stop after so many evaluations without a better objective; 0 = never (the paper)."}
     )
@@ -120,6 +124,7 @@ class UnlearningConfig(TrainingArguments):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}, got '{getattr(self, name)}'.")
         check_noise_target(self.noise_target, self.distance, self.method)
+        check_decay(self.ema_decay)
         if self.retain_bound is not None and not self.retain_bound > 0:
             raise InputError(f"retain_bound must be larger than 0, got {self.retain_bound}.")
         if self.retain_bound is not None and METHODS[self.method].space != "encoder":
@@ -131,3 +136,9 @@ class UnlearningConfig(TrainingArguments):
         self.greater_is_better = False
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+
+
+def check_decay(decay: float) -> None:
+    """Raise InputError unless `decay` is that of a moving average, or 0 for none."""
+    if not 0 <= decay < 1:
+        raise InputError(f"ema_decay must lie between 0 (none) and 1 (excluded), such as 0.9999; got {decay}.")

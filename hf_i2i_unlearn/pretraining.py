@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .config import check_decay
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, SingleImages
 from .models.base import I2IModel, TrainingLoss
@@ -19,6 +20,9 @@ class PretrainingConfig(TrainingArguments):
         default=2e-2,
         metadata={"help": "Learning rate of Muon, which takes the weight matrices of the blocks; 0 gives all to AdamW."},
     )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Keep an exponential moving average of the weights, which becomes the result; 0 = none."}
+    )
     output_dir: str | None = field(default="pretrained", metadata={"help": "Folder for checkpoints and the result."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2."})
@@ -32,6 +36,7 @@ class PretrainingConfig(TrainingArguments):
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers."})
 
     def __post_init__(self):
+        check_decay(self.ema_decay)
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

@@ -1,5 +1,6 @@
 """`UnlearningTrainer`: the methods of the paper on top of `transformers.Trainer`, whose loop it leaves alone."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -8,6 +9,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -30,7 +34,7 @@ from .objective import Objective
 
 logger = logging.getLogger(__name__)
 
-BOUND_FILE = "retain_bound.json"
+BOUND_FILE, EMA_FILE = "retain_bound.json", "ema.safetensors"
 
 
 class I2ITrainer(Trainer):
@@ -46,6 +50,11 @@ class I2ITrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
+        # Made from the weights that training starts with; the released diffusion code averages from a random start.
+        self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay) if self.args.ema_decay else None
+        if self.ema:
+            self.ema.to(self.args.device)
+            self.add_callback(_StepEMA(self))
         self._logged: dict[str, torch.Tensor] = {}
         self._logged_count = 0
 
@@ -54,6 +63,23 @@ class I2ITrainer(Trainer):
         """The model being trained, without the wrappers of accelerate or of an objective."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return getattr(model, "i2i", model)
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.i2i.named_parameters() if p.requires_grad}
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Within it, during training, the model has its averaged weights if the run keeps an EMA."""
+        if not self.ema or not self.is_in_train:
+            yield
+            return
+        parameters = self._trained().values()
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; True resumes from the last checkpoint that is whole and removes a half-written one."""
@@ -91,15 +117,39 @@ class I2ITrainer(Trainer):
             self.processing_class.save_pretrained(folder)
         # In place of the pickled arguments of the stock Trainer, which nobody should have to unpickle.
         (folder / "training_args.json").write_text(self.args.to_json_string())
+        if self.ema and self.is_in_train:
+            weights = {name: p.contiguous() for name, p in zip(self._trained(), self.ema.shadow_params)}
+            save_file(weights, folder / EMA_FILE, metadata={"step": str(self.ema.optimization_step)})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self.i2i.load_weights(resume_from_checkpoint)
+        self._load_ema(resume_from_checkpoint)
+
+    def _load_ema(self, folder):
+        if self.ema:
+            with safe_open(Path(folder) / EMA_FILE, "pt") as file:
+                self.ema.shadow_params = [file.get_tensor(name).to(self.args.device) for name in self._trained()]
+                self.ema.optimization_step = int(file.metadata()["step"])
 
     def _load_best_model(self):
         logger.info(
             "Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model
         )
         self.i2i.load_weights(self.state.best_model_checkpoint)
+        self._load_ema(self.state.best_model_checkpoint)
+
+
+class _StepEMA(TrainerCallback):
+    """Averages after each step; at the end of training the average becomes the model."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.ema.step(self.trainer._trained().values())
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.ema.copy_to(self.trainer._trained().values())
 
 
 def last_whole_checkpoint(output_dir) -> str:
@@ -252,9 +302,10 @@ class UnlearningTrainer(I2ITrainer):
         """
         if self.evaluator is None:
             raise InputError("The trainer was made without eval_dataset; pass {'forget': rows, 'retain': rows}.")
-        result = self.evaluator(self.i2i, progress=not self.args.disable_tqdm)
+        with self.averaged():
+            result = self.evaluator(self.i2i, progress=not self.args.disable_tqdm)
+            retain, forget = self._eval_terms()
         metrics = {f"{metric_key_prefix}_{name}_{k}": v for name, split in result.items() for k, v in split.items()}
-        retain, forget = self._eval_terms()
         metrics[f"{metric_key_prefix}_retain_distance"] = retain
         metrics[f"{metric_key_prefix}_loss"] = retain
         if self.method.sign:
@@ -292,7 +343,7 @@ class UnlearningTrainer(I2ITrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self.bound:
+        if self.bound and self.is_in_train:
             (Path(output_dir or self.args.output_dir) / BOUND_FILE).write_text(json.dumps(self.bound.state()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

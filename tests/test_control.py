@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 from conftest import make_dataset, make_mae
 from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weights
+from transformers import TrainerCallback
 
 from hf_i2i_unlearn import (
     CenterCrop,
@@ -157,3 +158,52 @@ def test_a_fitted_noise_is_used(tmp_path, processor):
     batch = trainer.data_collator([trainer.train_dataset[t] for t in range(4)])
     trainer.compute_loss(trainer.model, batch)
     assert (seen[0][4:] == 7).all() and len(FORGET) == 8 and len(RETAIN) == 16
+
+
+class Record(TrainerCallback):
+    """The trained weights after each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.steps.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+
+
+def test_ema_by_hand(tmp_path, processor):
+    """Against the recursion of the library's rule, decay_k = min(decay, (1 + k) / (10 + k)) with k = 0 at the first step."""
+    record, model = Record(), make_mae()
+    average = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = make_trainer(
+        tmp_path, processor, model, evaluate=True, max_steps=6, eval_steps=3, ema_decay=0.3, callbacks=[record]
+    )
+    trainer.train()
+    for k, step in enumerate(record.steps):
+        decay = 0.0 if k == 0 else min(0.3, (1 + k) / (10 + k))
+        for name, value in step.items():
+            average[name] = decay * average[name] + (1 - decay) * value
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-7, msg=name)
+    last = record.steps[-1]["model.vit.layernorm.weight"]
+    assert (last - average["model.vit.layernorm.weight"]).abs().max() > 1e-4  # far above the tolerance
+    # The figures during training are those of the average: evaluating the result again gives the last ones.
+    logged = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(logged[-1], rel=1e-5)
+
+
+def test_a_run_with_ema_resumes(tmp_path, processor):
+    options = {"ema_decay": 0.9, "max_steps": 7, "save_strategy": "steps", "save_steps": 2}
+    straight = make_trainer(tmp_path / "straight", processor, **options)
+    straight.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "killed", processor, callbacks=[StopAt(5)], **options).train()
+    resumed = make_trainer(tmp_path / "killed", processor, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(weights(straight), weights(resumed))
+    resumed.save_model()
+    assert not (tmp_path / "killed" / "ema.safetensors").exists()  # the result is the average
+
+
+def test_a_decay_that_makes_no_sense():
+    with pytest.raises(InputError, match="ema_decay must lie between 0 .* got 1.5"):
+        UnlearningConfig("x", ema_decay=1.5)
