@@ -25,6 +25,7 @@ from hf_i2i_unlearn import (
     I2IMAE,
     METHODS,
     NOISE_HELP,
+    I2IUNet,
     Evaluator,
     ForgetRetainPairs,
     ForgetRetainStream,
@@ -48,6 +49,7 @@ from hf_i2i_unlearn import (
     write_run,
 )
 
+FAMILIES = {"mae": I2IMAE, "diffusion": I2IUNet}
 DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 
 
@@ -55,7 +57,8 @@ DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 class Arguments(SplitArguments):
     """What to compare."""
 
-    model: str = field(default="mnist-demo", metadata={"help": "A ViTMAE checkpoint: Hub id, folder, or mnist-demo."})
+    family: str = field(default="mae", metadata={"choices": list(FAMILIES), "help": "What kind of model it is."})
+    model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo (mae)."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}."})
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."}
@@ -95,7 +98,8 @@ def main():
     folder = Path(training.output_dir)
     disable_progress_bar()
     path = demo.MAE if args.model == "mnist-demo" else args.model
-    original = I2IMAE.from_pretrained(path).frozen_copy()
+    load = FAMILIES[args.family].from_pretrained
+    original = load(path).frozen_copy()
     processor = load_processor(path)
     corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
@@ -125,7 +129,7 @@ def main():
         if not file.exists():
             print(f"[{number}/{len(plan)}] {name}", flush=True)
             set_seed(training.seed)
-            model = I2IMAE.from_pretrained(path)
+            model = load(path)
 
             def measure(step):
                 columns = {n: completions({method: model}, reader, eval_corruption, r)[method] for n, r in shown.items()}

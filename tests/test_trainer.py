@@ -2,6 +2,7 @@ import os
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from conftest import make_dataset, make_mae
@@ -219,6 +220,21 @@ def test_unreadable_pictures_are_counted_or_refused(tmp_path, processor):
     )  # fmt: skip
     trainer.train()
     assert trainer.skipped == 2  # once in each of two epochs
+
+
+def test_a_broken_picture_in_the_middle_of_a_stream(tmp_path, processor):
+    broken = {"image": {"bytes": b"broken", "path": "broken.png"}}
+    forget = datasets.Dataset.from_list([*list(FORGET)[:4], broken, *list(FORGET)[4:7]], features=FORGET.features)
+    pairs = lambda: ForgetRetainStream(forget.to_iterable_dataset(2), RETAIN.to_iterable_dataset(2), shuffle_buffer=0)  # noqa: E731
+    options = {"max_steps": 4, "per_device_train_batch_size": 4}
+    with pytest.raises(InputError, match="Cannot read broken.png"):
+        make_trainer(tmp_path, processor, pairs=pairs(), **options).train()
+    trainer = UnlearningTrainer(
+        make_mae(), UnlearningConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", **options),
+        pairs(), processor, CenterCrop(2), on_corrupt="skip",
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.skipped == 2 and trainer.state.global_step == 4
 
 
 def test_a_broken_first_picture_does_not_stop_a_run_that_skips(tmp_path, processor):
