@@ -32,7 +32,7 @@ from .evaluation import Evaluator, completions, markdown_table
 from .job import RunArguments, unlearn
 from .methods import DISTANCES, METHODS, Method, information_bound
 from .model_card import inherited_license, write_card
-from .models import I2IMAE, I2IModel, I2IUNet, palette_config
+from .models import I2IMAE, I2IMage, I2IModel, I2IUNet, palette_config
 from .noise import (
     NOISE_HELP,
     BatchMatched,

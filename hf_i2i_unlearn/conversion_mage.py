@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from .errors import InputError
 from .models.mage_hf import MageConfig, MageModel
@@ -142,6 +143,9 @@ def from_original(file, folder, vqgan=None, heads: int | None = None, decoder_he
     converted = {_our_key(key): value for key, value in state.items() if key != POSITIONS}
     model.load_state_dict({key: converted[key] for key in model.state_dict()}, strict=True, assign=True)
     model.eval().save_pretrained(folder)
+    # Pixels in [0, 1], not normalised, as the published model takes them.
+    size = {"height": config.image_size, "width": config.image_size}
+    ViTImageProcessorPil(size=size, do_normalize=False, resample=3).save_pretrained(folder)
     return model
 
 

@@ -188,7 +188,8 @@ class ImageReader:
             raise InputError(f"on_corrupt is 'refuse' or 'skip', got '{on_corrupt}'.")
         if channels not in (1, 3):
             raise InputError(f"Pictures of 1 or 3 channels can be read, the model takes {channels}.")
-        mean = getattr(processor, "image_mean", None) or [0.0]
+        normalises = getattr(processor, "do_normalize", False)
+        mean = (normalises and getattr(processor, "image_mean", None)) or [0.0]
         if len(mean) not in (1, channels):
             raise InputError(
                 f"The image processor normalises {len(mean)} channels, the model takes {channels}; use the processor "
@@ -217,7 +218,9 @@ class ImageReader:
         return self.processor(pictures, return_tensors="pt")["pixel_values"]
 
     def black_and_white(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The normalised values of pixels 0 and 1, each (C,)."""
+        """The normalised values of pixels 0 and 1, each (C,), or (1,) without normalisation."""
+        if not getattr(self.processor, "do_normalize", False):
+            return torch.tensor([0.0]), torch.tensor([1.0])
         mean, std = torch.tensor(self.processor.image_mean), torch.tensor(self.processor.image_std)
         return -mean / std, (1 - mean) / std
 
@@ -243,7 +246,7 @@ def load_processor(path: str):
     except (OSError, ValueError) as error:
         raise InputError(
             f"'{path}' has no image processor (preprocessor_config.json); save the one the model was trained with beside it: "
-            "ViTImageProcessor(size=..., image_mean=..., image_std=...).save_pretrained(folder)."
+            "ViTImageProcessor(size=..., image_mean=..., image_std=...), or do_normalize=False, and .save_pretrained(folder)."
         ) from error
 
 

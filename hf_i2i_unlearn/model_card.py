@@ -27,7 +27,7 @@ completed as before. {decoder}
 ```python
 from {library} import {kind}
 
-model = {kind}.from_pretrained("{name}")
+model = {kind}.from_pretrained("{name}"{loading})
 ```
 
 ![before and after]({picture})
@@ -108,7 +108,9 @@ def write_card(
     """
     name, method = Path(folder).resolve().name, METHODS[args.method]
     inner = type(model.model)
-    library = inner.__module__.split(".")[0]
+    remote = getattr(inner, "_auto_class", None)  # its code travels with the weights
+    library = "transformers" if remote else inner.__module__.split(".")[0]
+    kind, loading = (remote, ", trust_remote_code=True") if remote else (inner.__name__, "")
     data = ModelCardData(
         model_name=name,
         base_model=base_model,
@@ -136,7 +138,8 @@ def write_card(
         card_data=data.to_yaml(),
         name=name,
         library=library,
-        kind=inner.__name__,
+        kind=kind,
+        loading=loading,
         base_model=base_model,
         picture=picture,
         corruption=corruption,

@@ -64,7 +64,7 @@ class BatchMatched(Noise):
     """The reference code's noise: randn * std + mean of the batch (scalars over all its values), clamped to [low, high].
 
     Args:
-        low, high: (C,) the pixel values of black and white in the normalised space.
+        low, high: (C,) or (1,), the pixel values of black and white in the normalised space.
     """
 
     def __init__(self, low: torch.Tensor, high: torch.Tensor):

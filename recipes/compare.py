@@ -25,10 +25,11 @@ from hf_i2i_unlearn import (
     I2IMAE,
     METHODS,
     NOISE_HELP,
-    I2IUNet,
     Evaluator,
     ForgetRetainPairs,
     ForgetRetainStream,
+    I2IMage,
+    I2IUNet,
     ImageReader,
     InputError,
     SplitArguments,
@@ -49,7 +50,7 @@ from hf_i2i_unlearn import (
     write_run,
 )
 
-FAMILIES = {"mae": I2IMAE, "diffusion": I2IUNet}
+FAMILIES = {"mae": I2IMAE, "diffusion": I2IUNet, "mage": I2IMage}
 DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 
 

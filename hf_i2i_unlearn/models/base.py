@@ -3,6 +3,7 @@
 import abc
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -130,3 +131,12 @@ class TrainingLoss(nn.Module):
 def join(one, two):
     """Two draws of a family as one of both batches: tensors, or named tuples of tensors."""
     return torch.cat([one, two]) if isinstance(one, torch.Tensor) else type(one)(*map(join, one, two))
+
+
+FOR_TRAINING, FOR_SAMPLING = 1, 2  # separate streams of random numbers from one seed
+
+
+def seeded(seeds, purpose: int, device="cpu") -> list[torch.Generator]:
+    """One generator per picture, from its seed and the purpose; independent of the corruption's, which has the seed itself."""
+    states = [np.random.SeedSequence([int(seed), purpose]).generate_state(1, np.uint64)[0] for seed in seeds]
+    return [torch.Generator(device).manual_seed(int(state) >> 1) for state in states]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from huggingface_hub import hf_hub_download
@@ -21,12 +20,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from ..errors import InputError
-from .base import I2IModel
+from .base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 COMBINE = ("concat", "mean")
 HUB = ("revision", "token", "cache_dir", "local_files_only")
-FOR_TRAINING, FOR_SAMPLING = 1, 2  # separate streams of random numbers from one seed
 
 
 class DiffusionDraw(NamedTuple):
@@ -171,7 +169,7 @@ class I2IUNet(I2IModel):
         shape, device = pixel_values.shape[1:], pixel_values.device
         gammas = self.scheduler.alphas_cumprod.to(device, torch.float32)
         steps, shares, noises = [], [], []
-        for generator in _generators(seeds, FOR_TRAINING, device):
+        for generator in seeded(seeds, FOR_TRAINING, device):
             steps.append(torch.randint(1, len(gammas), (), generator=generator, device=device))
             shares.append(torch.rand((), generator=generator, device=device))
             noises.append(torch.randn(2, *shape, generator=generator, device=device))
@@ -252,7 +250,7 @@ class I2IUNet(I2IModel):
         """
         self.check_pixels(pixel_values)
         seeds = [0] * len(pixel_values) if seeds is None else seeds
-        generators = _generators(seeds, FOR_SAMPLING, pixel_values.device)
+        generators = seeded(seeds, FOR_SAMPLING, pixel_values.device)
         noise = torch.stack([torch.randn(pixel_values.shape[1:], generator=g, device=pixel_values.device) for g in generators])
         hole = self.hole(mask.to(pixel_values.device))
         return self.restore(pixel_values, hole, torch.where(hole, noise, pixel_values.float()), generators)
@@ -342,12 +340,6 @@ def _gamma_at(scheduler, t) -> torch.Tensor:
     gammas, t = scheduler.alphas_cumprod.float().cpu(), torch.as_tensor(t).cpu()
     above = t.ceil().long() if t.is_floating_point() else t
     return gammas[above] if above == t or above == 0 else between(gammas, above, (t - (above - 1)).float())
-
-
-def _generators(seeds, purpose, device):
-    # The corruption draws from a generator with the seed itself; these streams are independent of it.
-    states = [np.random.SeedSequence([int(seed), purpose]).generate_state(1, np.uint64)[0] for seed in seeds]
-    return [torch.Generator(device).manual_seed(int(state) >> 1) for state in states]
 
 
 def _check_unet(model: nn.Module) -> None:

@@ -1,0 +1,79 @@
+"""Make a MAGE model (VQ-GAN tokens) forget pictures (eq. 10 of "Machine Unlearning for Image-to-Image Generative Models").
+
+It needs --model (a folder or Hub id with a `MageModel` and its image processor, which must not normalise), --dataset, and one
+of --forget_classes, --forget_list, --forget_rows, --forget_values. A published checkpoint is converted first:
+`python -m hf_i2i_unlearn.conversion_mage --help`. The output folder is as for masked autoencoders; it loads with
+`transformers.AutoModel` and trust_remote_code. Output methods train with the token cross-entropy, for no discriminator was
+released. The released code's training is --corruption random:0.5 --mask_rate mage --blank_hole false --noise batch
+--train_word_embeddings.
+"""
+
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from hf_i2i_unlearn import (
+    I2IMage,
+    InputError,
+    RunArguments,
+    UnlearningConfig,
+    load_processor,
+    parse,
+    refuse_full_folder,
+    run,
+    unlearn,
+)
+
+
+@dataclass
+class Arguments(RunArguments):
+    """What to unlearn, what the encoder is given, and how pictures are generated for the figures."""
+
+    model: str | None = field(default=None, metadata={"help": "The original checkpoint: Hub id or folder of a MageModel."})
+    decoding_steps: int = field(default=20, metadata={"help": "Steps of iterative decoding."})
+    temperature: float = field(default=6.0, metadata={"help": "Temperature of its confidence noise."})
+    margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
+    mask_rate: str = field(
+        default="none",
+        metadata={
+            "choices": ["none", "mage"],
+            "help": "mage: hide a random share of the tokens beside those that T drops, as MAGE trains.",
+        },
+    )
+    blank_hole: bool = field(
+        default=True,
+        metadata={
+            "help": "Fill the hole with the mean colour before tokenization (the paper: T comes before E). false: tokenize "
+            "the whole picture, then drop (the released code); the kept tokens then tell of hidden pixels."
+        },
+    )
+    train_word_embeddings: bool = field(
+        default=False, metadata={"help": "Train them too, as the released code does; the head reads them, so it changes too."}
+    )
+
+
+def main():
+    args, training = parse((Arguments, UnlearningConfig), __doc__)
+    if args.model is None:
+        raise InputError("--model is missing: a folder or Hub id of a MageModel with its image processor.")
+    if training.push_to_hub:
+        raise InputError(
+            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
+        )
+    with PartialState().main_process_first():
+        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
+    disable_progress_bar()
+    set_seed(training.seed)
+    model = I2IMage.from_pretrained(
+        args.model, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
+        mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
+    )  # fmt: skip
+    processor = load_processor(args.model)
+    model.check_processor(processor)
+    unlearn(args, training, model, processor, args.model, "recipes/unlearn_mage.py")
+
+
+if __name__ == "__main__":
+    run(main)
