@@ -13,7 +13,10 @@ class RetainBound:
     a multiplier that rises while the bound is broken and falls while there is room (dual ascent), after the epsilon-
     constrained view of controllable unlearning (arXiv 2408.01689).
 
-        loss = (m * retain + forget) / (1 + m),   log m += rate * clip(retain_average / epsilon - 1, -1, 1) at each step
+        loss = (m * retain + forget) / (1 + m),   log m += rate * clip(retain_average / target - 1, -1, 1) at each step
+
+    The bound is meant for pictures that are not trained on, where the distance is larger. The target that training is held to
+    starts at epsilon and is lowered at each evaluation by the gap between the two (`calibrate`).
 
     Args:
         bound: epsilon, in units of the run's retain distance, which is 0 at the original weights.
@@ -23,7 +26,7 @@ class RetainBound:
 
     def __init__(self, bound: float, multiplier: float = 4.0, rate: float = 0.05, decay: float = 0.9):
         self.bound, self.rate, self.decay = bound, rate, decay
-        self.log_multiplier, self.average = math.log(multiplier), 0.0
+        self.log_multiplier, self.average, self.target = math.log(multiplier), 0.0, bound
         self._seen = []
 
     def weigh(self, retain: torch.Tensor, forget: torch.Tensor) -> torch.Tensor:
@@ -37,15 +40,20 @@ class RetainBound:
         retain = accelerator.reduce(torch.stack(self._seen).mean(), "mean").item()
         self._seen = []
         self.average = self.decay * self.average + (1 - self.decay) * retain
-        self.log_multiplier += self.rate * min(1.0, max(-1.0, self.average / self.bound - 1))
+        self.log_multiplier += self.rate * min(1.0, max(-1.0, self.average / self.target - 1))
+
+    def calibrate(self, evaluated: float) -> None:
+        """After an evaluation whose retain distance was `evaluated`: hold training to epsilon less the gap, as a ratio."""
+        if evaluated > 0 and self.average > 0:
+            self.target = self.bound * min(1.0, self.average / evaluated)
 
     def state(self) -> dict:
         """What a checkpoint must hold to go on."""
-        return {"log_multiplier": self.log_multiplier, "average": self.average}
+        return {"log_multiplier": self.log_multiplier, "average": self.average, "target": self.target}
 
     def load_state(self, state: dict) -> None:
         """Go on from what `state` returned."""
-        self.log_multiplier, self.average = state["log_multiplier"], state["average"]
+        self.log_multiplier, self.average, self.target = state["log_multiplier"], state["average"], state["target"]
 
 
 class StopAtForgetDistance(TrainerCallback):

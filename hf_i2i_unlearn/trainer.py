@@ -305,6 +305,8 @@ class UnlearningTrainer(I2ITrainer):
         with self.averaged():
             result = self.evaluator(self.i2i, progress=not self.args.disable_tqdm)
             retain, forget = self._eval_terms()
+        if self.bound and self.is_in_train:
+            self.bound.calibrate(retain)
         metrics = {f"{metric_key_prefix}_{name}_{k}": v for name, split in result.items() for k, v in split.items()}
         metrics[f"{metric_key_prefix}_retain_distance"] = retain
         metrics[f"{metric_key_prefix}_loss"] = retain

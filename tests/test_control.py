@@ -33,6 +33,21 @@ def test_multiplier_by_hand():
     assert bound.log_multiplier == pytest.approx(math.log(4) + 0.1 * (0.5 - 0.25))  # 0.375 / 0.5 - 1
 
 
+def test_the_target_allows_for_the_gap_to_unseen_pictures():
+    bound = RetainBound(bound=0.5, multiplier=4.0, rate=0.1, decay=0.0)
+    bound.calibrate(0.3)  # nothing seen in training yet
+    assert bound.target == 0.5
+    bound.weigh(torch.tensor(0.4), torch.tensor(3.0))
+    bound.step(Accelerator(cpu=True))
+    bound.calibrate(0.8)  # twice the distance in training
+    assert bound.target == pytest.approx(0.25)
+    bound.weigh(torch.tensor(0.3), torch.tensor(3.0))
+    bound.step(Accelerator(cpu=True))
+    assert bound.log_multiplier == pytest.approx(math.log(4) + 0.1 * (0.4 / 0.5 - 1) + 0.1 * (0.3 / 0.25 - 1))
+    bound.calibrate(0.2)  # never above epsilon
+    assert bound.target == 0.5
+
+
 def bounded(folder, processor, bound, **options):
     return make_trainer(
         folder, processor, evaluate=True, retain_bound=bound, max_steps=150, eval_strategy="no", learning_rate=3e-3,
