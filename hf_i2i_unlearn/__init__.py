@@ -29,7 +29,7 @@ from .data import (
 )
 from .errors import InputError
 from .evaluation import Evaluator, completions, markdown_table
-from .job import RunArguments, unlearn
+from .job import RunArguments, prepare_run, unlearn
 from .methods import DISTANCES, METHODS, Method, information_bound
 from .model_card import inherited_license, write_card
 from .models import I2IMAE, I2IMage, I2IModel, I2IUNet, palette_config

@@ -4,7 +4,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .cli import command_line, write_run
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from .cli import command_line, refuse_full_folder, write_run
 from .config import UnlearningConfig
 from .corruptions import CORRUPTION_HELP, parse_corruption
 from .data import (
@@ -14,6 +18,7 @@ from .data import (
     ImageReader,
     pixel_batches,
 )
+from .errors import InputError
 from .evaluation import Evaluator, completions, markdown_table
 from .model_card import inherited_license, write_card
 from .models.base import I2IModel
@@ -37,6 +42,22 @@ class RunArguments(SplitArguments):
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid."})
+
+
+def prepare_run(training: UnlearningConfig) -> None:
+    """Before any model is loaded: refuse what cannot work, seed everything, leave one progress bar.
+
+    Raises:
+        InputError: a full output folder, or the wish to push.
+    """
+    if training.push_to_hub:
+        raise InputError(
+            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
+        )
+    with PartialState().main_process_first():
+        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
+    disable_progress_bar()
+    set_seed(training.seed)
 
 
 def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, processor, path: str, recipe: str) -> dict:

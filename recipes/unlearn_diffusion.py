@@ -8,10 +8,7 @@ It needs --model (a folder or Hub id that `diffusers.UNet2DModel` loads, with it
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
 from diffusers import DDIMScheduler, DDPMScheduler
-from transformers import set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
     I2IUNet,
@@ -20,7 +17,7 @@ from hf_i2i_unlearn import (
     UnlearningConfig,
     load_processor,
     parse,
-    refuse_full_folder,
+    prepare_run,
     run,
     unlearn,
 )
@@ -69,14 +66,7 @@ def main():
     args, training = parse((Arguments, DiffusionConfig), __doc__)
     if args.model is None:
         raise InputError("--model is missing: a folder or Hub id of a UNet2DModel in the Palette layout.")
-    if training.push_to_hub:
-        raise InputError(
-            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
-        )
-    with PartialState().main_process_first():
-        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
-    disable_progress_bar()
-    set_seed(training.seed)
+    prepare_run(training)
     model = I2IUNet.from_pretrained(
         args.model, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size,
         patch_size=args.patch_size, combine=args.combine, train_time_embedding=args.train_time_embedding,

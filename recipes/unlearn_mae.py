@@ -7,19 +7,14 @@ The output folder holds the checkpoint, its card, a before/after picture, the fi
 
 from pathlib import Path
 
-from accelerate import PartialState
-from transformers import set_seed
-from transformers.utils.logging import disable_progress_bar
-
 from hf_i2i_unlearn import (
     I2IMAE,
-    InputError,
     RunArguments,
     UnlearningConfig,
     demo,
     load_processor,
     parse,
-    refuse_full_folder,
+    prepare_run,
     run,
     unlearn,
 )
@@ -29,14 +24,7 @@ DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mae.yaml"
 
 def main():
     args, training = parse((RunArguments, UnlearningConfig), __doc__, demo=DEMO)
-    if training.push_to_hub:
-        raise InputError(
-            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
-        )
-    with PartialState().main_process_first():
-        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
-    disable_progress_bar()
-    set_seed(training.seed)
+    prepare_run(training)
     path = demo.MAE if args.model == "mnist-demo" else args.model
     unlearn(args, training, I2IMAE.from_pretrained(path), load_processor(path), path, "recipes/unlearn_mae.py")
 

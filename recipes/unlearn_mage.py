@@ -10,10 +10,6 @@ released. The released code's training is --corruption random:0.5 --mask_rate ma
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-from transformers import set_seed
-from transformers.utils.logging import disable_progress_bar
-
 from hf_i2i_unlearn import (
     I2IMage,
     InputError,
@@ -21,7 +17,7 @@ from hf_i2i_unlearn import (
     UnlearningConfig,
     load_processor,
     parse,
-    refuse_full_folder,
+    prepare_run,
     run,
     unlearn,
 )
@@ -52,23 +48,18 @@ class Arguments(RunArguments):
     train_word_embeddings: bool = field(
         default=False, metadata={"help": "Train them too, as the released code does; the head reads them, so it changes too."}
     )
+    feather: bool = field(default=False, metadata={"help": "Paste completions softly, as the released code does."})
 
 
 def main():
     args, training = parse((Arguments, UnlearningConfig), __doc__)
     if args.model is None:
         raise InputError("--model is missing: a folder or Hub id of a MageModel with its image processor.")
-    if training.push_to_hub:
-        raise InputError(
-            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
-        )
-    with PartialState().main_process_first():
-        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
-    disable_progress_bar()
-    set_seed(training.seed)
+    prepare_run(training)
     model = I2IMage.from_pretrained(
         args.model, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
+        feather=args.feather,
     )  # fmt: skip
     processor = load_processor(args.model)
     model.check_processor(processor)

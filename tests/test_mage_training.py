@@ -25,7 +25,7 @@ from hf_i2i_unlearn import (
     UnlearningTrainer,
     undecoded,
 )
-from hf_i2i_unlearn.models.base import join
+from hf_i2i_unlearn.models.base import FOR_SAMPLING, join, seeded
 from hf_i2i_unlearn.models.mage_hf import MageModel, fill_hole
 from hf_i2i_unlearn.objective import Objective
 
@@ -209,6 +209,12 @@ def test_generation():
     assert torch.equal(out, model.generate(torch.where(hole, other, x), mask, [5, 6, 7, 8]))
     assert not torch.equal(out, model.generate(x, mask, [1, 2, 3, 4]))
     assert torch.equal(model.generate(x, mask), model.generate(x, mask, [0] * 4))
+    model.feather = True
+    soft = model.generate(x, mask, [5, 6, 7, 8])
+    assert not torch.equal(soft[~hole], x[~hole])  # what the soft edge is there for
+    generators = seeded([5, 6, 7, 8], FOR_SAMPLING)
+    assert torch.equal(soft, model.model.complete(x, mask, 4, model.temperature, generators, model.margin, True))
+    model.feather = False
     for k in range(4):
         torch.testing.assert_close(out[k : k + 1], model.generate(x[k : k + 1], mask[:1], [5 + k]))
 

@@ -50,6 +50,7 @@ class I2IMage(I2IModel):
             uniformly random tokens beside those of T. Drawn for each picture (MAGE: one share for a batch), so that a
             picture's draw does not depend on its batch.
         train_word_embeddings: train them with the encoder, as the released code does; the head then changes too.
+        feather: paste the completion softly, as the released code does: pixels beside the hole change too.
 
     Raises:
         InputError: the model is no MAGE, or an option is out of range.
@@ -66,6 +67,7 @@ class I2IMage(I2IModel):
         blank_hole: bool = True,
         mask_rate: str | None = None,
         train_word_embeddings: bool = False,
+        feather: bool = False,
     ):
         super().__init__()
         if not isinstance(model, MageModel):
@@ -80,6 +82,7 @@ class I2IMage(I2IModel):
         model.vqgan.requires_grad_(False)
         self.model, self.steps, self.temperature, self.margin = model, steps, temperature, margin
         self.blank_hole, self.mask_rate, self.train_word_embeddings = blank_hole, mask_rate, train_word_embeddings
+        self.feather = feather
 
     @classmethod
     def from_pretrained(cls, path: str, **kwargs) -> "I2IMage":
@@ -194,14 +197,14 @@ class I2IMage(I2IModel):
 
     @torch.no_grad()
     def generate(self, pixel_values, mask, seeds=None):
-        """Iterative decoding of the hole and `margin` tokens around it, pasted into the hole alone: (B, C, H, W).
+        """Iterative decoding of the hole and `margin` tokens around it, pasted into the hole alone (unless feathered): (B, C, H, W).
 
         The hole is blanked before tokenization. `seeds`: one integer per picture, on which alone what is sampled depends; 0
         for all if None.
         """
         self.check_pixels(pixel_values)
         generators = seeded([0] * len(pixel_values) if seeds is None else seeds, FOR_SAMPLING)
-        return self.model.complete(pixel_values, mask, self.steps, self.temperature, generators, self.margin)
+        return self.model.complete(pixel_values, mask, self.steps, self.temperature, generators, self.margin, self.feather)
 
     @staticmethod
     def check_processor(processor) -> None:
