@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -114,7 +115,7 @@ def main():
     evaluator = Evaluator(original, rows, reader, eval_corruption, seed=training.seed, keep_original=True)
     shown = {name: r[:: max(1, len(r) // args.pictures)][: args.pictures] for name, r in rows.items()}
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    write_run(folder / "run.yaml", args, training)
+    refuse_other_options(folder, args, training)
 
     def flat(result):
         return {f"{name}_{key}": value for name, split in result.items() for key, value in split.items()}
@@ -172,6 +173,22 @@ def main():
                 grid[n][method] = saved[n]
     completion_grid(grid, folder / "before_after.png")
     print(f"\n{table}\n\nIn {folder}: results.csv, results.json, table.md, frontier.png, before_after.png.")
+
+
+def refuse_other_options(folder, args, training):
+    """Write run.yaml; runs that were measured under other options than these must not be mixed with new ones."""
+    file, new = folder / "run.yaml", folder / "run.yaml.new"
+    write_run(new, args, training)
+    if file.exists():
+        free = ("methods", "learning_rates", "alphas", "tolerance", "pictures")  # what may differ within one comparison
+        old, wanted = yaml.safe_load(file.read_text()), yaml.safe_load(new.read_text())
+        changed = sorted(k for k in old.keys() | wanted.keys() if k not in free and old.get(k) != wanted.get(k))
+        if changed:
+            new.unlink()
+            raise InputError(
+                f"'{folder}' holds runs made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
+            )
+    new.replace(file)
 
 
 def best_within(points, method, limit):

@@ -208,6 +208,11 @@ def test_comparison(checkpoint, photographs, tmp_path):
     (tmp_path / "out" / "runs" / "ours-lr0.01-alpha0.5.json").unlink()
     again = compare()
     assert [line for line in again.splitlines() if line.startswith("[")] == ["[4/22] ours-lr0.01-alpha0.5"]
+    mixed = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv), "--corruption", "center:1"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert mixed.returncode == 2 and "holds runs made with other options (corruption)" in mixed.stderr
     repeated = json.loads((tmp_path / "out" / "results.json").read_text())
     for one, two in zip(results["points"], repeated["points"]):
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
