@@ -1,10 +1,12 @@
 """The card of an unlearned checkpoint: metadata that the Hub reads, and a text that stands on its own."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .errors import InputError
 from .evaluation import FIGURES, markdown_table
 from .methods import METHODS
 
@@ -167,6 +169,41 @@ def write_card(
     card = ModelCard(text)
     card.save(Path(folder) / "README.md")
     return card
+
+
+def update_card(folder, title: str, text: str, results: list[EvalResult] = ()) -> None:
+    """Set the section `## title` of the card in `folder`, and add results to its metadata.
+
+    A section of that title is replaced, a new one stands before `## Limits`, or last. A result takes the place of one of the same
+    dataset, configuration and metric name.
+
+    Args:
+        text: Markdown without headings of the first two levels. results: `EvalResult`s, as the model-index holds them.
+
+    Raises:
+        InputError: there is no card.
+    """
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        raise InputError(f"'{folder}' has no card (README.md) to add to; give the output folder of an unlearning run.")
+    card = ModelCard.load(file)
+    sections = re.split(r"(?m)^(?=## )", card.text)
+    new = f"## {title}\n\n{text.strip()}\n\n"
+    old = [i for i, section in enumerate(sections) if section.splitlines()[:1] == [f"## {title}"]]
+    before = [i for i, section in enumerate(sections) if section.startswith("## Limits")]
+    if old:
+        sections[old[0]] = new
+    else:
+        sections.insert(before[0] if before else len(sections), new)
+    card.text = "".join(sections)
+    if results:
+        kept = {_result_key(r): r for r in [*(card.data.eval_results or []), *results]}
+        card.data.eval_results = list(kept.values())
+    card.save(file)
+
+
+def _result_key(result: EvalResult):
+    return result.dataset_name, result.dataset_config, result.metric_type, result.metric_name
 
 
 def inherited_license(base_model: str) -> str | None:
