@@ -123,14 +123,16 @@ class ForgetRetainStream(torch.utils.data.IterableDataset):
         self.forget, self.retain, self.seed = forget, retain, seed
 
     def __iter__(self) -> Iterator[dict]:
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise InputError(
-                f"A stream of pairs is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}."
-            )
+        _refuse_workers()
         pairs = zip(_restarted(self.forget, "forget"), _restarted(self.retain, "retain"))
         for t, (forget, retain) in enumerate(pairs):
             yield {"forget": forget, "retain": retain, "seeds": seeds_for(self.seed, t)}
+
+
+def _refuse_workers():
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None and worker.num_workers > 1:
+        raise InputError(f"A stream is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}.")
 
 
 def _restarted(stream, name: str):
@@ -147,13 +149,27 @@ class SingleImages(torch.utils.data.Dataset):
     """Undecoded rows of one map-style dataset with their seeds, for pretraining. Index t may exceed the length."""
 
     def __init__(self, dataset, seed: int = 0):
-        self.images, self.seed = Cycle(dataset, seed), seed
+        self.images, self.seed = Cycle(dataset, seed, "training"), seed
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, t: int) -> dict:
         return {"image": self.images[t], "seeds": seeds_for(self.seed, t)}
+
+
+class SingleImageStream(torch.utils.data.IterableDataset):
+    """Endless single pictures from a stream, as `ForgetRetainStream` reads two."""
+
+    def __init__(self, images, seed: int = 0, shuffle_buffer: int = 1000):
+        if shuffle_buffer:
+            images = images.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
+        self.images, self.seed = images, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        _refuse_workers()
+        for t, image in enumerate(_restarted(self.images, "training")):
+            yield {"image": image, "seeds": seeds_for(self.seed, t)}
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -302,10 +318,14 @@ def pixel_batches(dataset, reader: ImageReader, size: int = 64) -> Iterator[torc
             yield reader.pixels(pictures)
 
 
+def flip(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Half of the pictures mirrored."""
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+
+
 def flip_and_crop(picture: Image.Image, rng: random.Random) -> Image.Image:
     """Half of the pictures mirrored, a random crop of 20-100% of the area and aspect 3/4..4/3 (the reference's)."""
-    if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture = flip(picture, rng)
     width, height = picture.size
     area = rng.uniform(0.2, 1) * width * height
     aspect = (3 / 4) ** rng.uniform(-1, 1)
@@ -326,4 +346,4 @@ def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-AUGMENTATIONS = {"none": None, "flip_and_crop": flip_and_crop, "jitter": jitter}
+AUGMENTATIONS = {"none": None, "flip": flip, "flip_and_crop": flip_and_crop, "jitter": jitter}
