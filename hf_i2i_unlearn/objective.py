@@ -7,7 +7,7 @@ from .data import seeds_for
 from .errors import InputError
 from .methods import Method, information_bound
 from .models.base import I2IModel, join
-from .noise import Noise, StandardNormal
+from .noise import Constant, Noise, StandardNormal, Uniform
 
 
 class Objective:
@@ -19,8 +19,8 @@ class Objective:
         distance: per-sample distance between representations (`DISTANCES`), for methods in the encoder space.
         noise: the distribution of n.
         variant: "paper", or "reference" for what the released code intends where it departs: `random_encoder` draws with the
-            mean and deviation of the original's representations of the batch (paper: N(0, I)); `retain_label` takes the
-            original's completions of retain pictures for targets on both halves (paper: the pictures themselves).
+            mean and deviation of the original's representations of the batch, level by level (paper: N(0, I)); `retain_label`
+            takes the original's completions of retain pictures for targets on both halves (paper: the pictures themselves).
         noise_target: "fresh" encodes new noise for each forget picture (the paper); "mean" takes E[E0(T(n))] for target.
             With the squared distance both have the same expected gradient; "mean" has less variance, and for a fixed T costs
             no teacher pass. For a random T all forget pictures of a step share one T, and the mean is over the step's draws.
@@ -28,7 +28,7 @@ class Objective:
         seed: fixes those draws.
 
     Raises:
-        InputError: the mean target with a distance that is not the squared one, or an unknown word.
+        InputError: noise that was made for pictures, where n lives in a latent space.
     """
 
     def __init__(
@@ -45,6 +45,13 @@ class Objective:
         self.method, self.original, self.distance, self.noise = method, original, distance, noise
         self.variant, self.noise_target, self.mean_draws, self.seed = variant, noise_target, mean_draws, seed
         self._means = {}
+        model = getattr(original, "module", original)
+        pixels_only = not isinstance(noise, (StandardNormal, Uniform, Constant))
+        if method.forget_target == "encoded noise" and pixels_only and not model.noise_is_a_picture:
+            raise InputError(
+                f"The noise '{noise}' is made for pixels, but n of the family '{model.family}' lives in latent space here; use "
+                "normal, uniform or constant."
+            )
 
     def __call__(self, model, i2i: I2IModel, corruption: Corruption, retain, forget, seeds, step: int = 0):
         """One student pass over both halves, and no teacher pass that is not needed.
@@ -69,7 +76,7 @@ class Objective:
         if forget_target is None:  # Gaussian noise in the place of a representation
             forget_target = StandardNormal()(encoded[len(retain) :], seeds[:, 2])
             if self.variant == "reference":
-                forget_target = forget_target * target.std() + target.mean()
+                forget_target = self._with_moments(i2i, forget_target, target)
                 target = target[: len(retain)]
         half = len(retain)
         forget_target = forget_target.expand(half, *forget_target.shape[1:])
@@ -94,11 +101,16 @@ class Objective:
             return self.original(retain, draws[0]), None
         if self.noise_target == "mean" and not corruption.is_random:
             return self.original(retain, draws[0]), self._mean(forget, masks[1][:1], corruption)
-        noise = self.noise(torch.cat([retain, forget]), seeds[:, 2])
+        noise = self.noise(i2i.noise_like(torch.cat([retain, forget])), seeds[:, 2])
         pixels, draw = i2i.noised(forget, draws[1], noise)
         encoded = self.original(torch.cat([retain, pixels]), join(draws[0], draw))
         forget_target = encoded[half:]
         return encoded[:half], forget_target.mean(0, keepdim=True) if self.noise_target == "mean" else forget_target
+
+    def _with_moments(self, i2i, noise, encoded):
+        """Standard normal noise with mean and deviation of each level of the original's representations, (B, ...) and (2B, ...)."""
+        pairs = zip(i2i.levels(noise), i2i.levels(encoded))
+        return torch.cat([part * level.std() + level.mean() for part, level in pairs], 1)
 
     def _mean(self, like, mask, corruption):
         """E[E0(T(n))] for a fixed T, (1, ...): estimated once, with the same draws in every run and process."""

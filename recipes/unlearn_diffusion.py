@@ -1,20 +1,26 @@
-"""Make an inpainting U-Net in the Palette layout forget pictures (eq. C.25 of the paper).
+"""Make an inpainting diffusion model of `diffusers` forget pictures (eq. C.25 of the paper).
 
-It needs --model (a folder or Hub id that `diffusers.UNet2DModel` loads, with its image processor), --dataset, and one of
---forget_classes, --forget_list, --forget_rows, --forget_values. A published Palette checkpoint is converted first:
-`python -m hf_i2i_unlearn.conversion palette FILE FOLDER`. The output folder is as for masked autoencoders, and loads with plain
-`diffusers`. Defaults follow App. C.3: learning rate 1e-5, 3 epochs, 8 pairs per device.
+Without options it runs the embedded demo: a small U-Net forgets the digits 5-9 of MNIST, offline, in about two minutes. With your
+own: --model, --dataset, and one of --forget_classes, --forget_list, --forget_rows, --forget_values. The model is a folder or Hub
+id of a U-Net or of a whole pipeline; its config tells the layout: Palette (6 input channels), unconditional (3), or latent
+inpainting as Stable Diffusion's (9). A published Palette checkpoint is converted first:
+`python -m hf_i2i_unlearn.conversion palette FILE FOLDER`. The output folder is as for masked autoencoders, loads with plain
+`diffusers`, and is a whole pipeline where the input was one. Defaults follow App. C.3: learning rate 1e-5, 3 epochs, 8 pairs per
+device.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diffusers import DDIMScheduler, DDPMScheduler
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
     I2IUNet,
     InputError,
     RunArguments,
     UnlearningConfig,
+    demo,
     load_processor,
     parse,
     prepare_run,
@@ -22,31 +28,39 @@ from hf_i2i_unlearn import (
     unlearn,
 )
 
+DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_diffusion.yaml"
 SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
 @dataclass
 class Arguments(RunArguments):
-    """What to unlearn, and how pictures are generated for the figures."""
+    """What to unlearn, and how pictures are generated. What is not given is as the model was saved, else the default in brackets."""
 
-    model: str | None = field(default=None, metadata={"help": "The original checkpoint: Hub id or folder of a UNet2DModel."})
-    subfolder: str | None = field(default=None, metadata={"help": "Folder of the U-Net in it, 'unet' for a pipeline."})
-    image_size: int | None = field(default=None, metadata={"help": "Pixels a side, if the checkpoint does not say."})
-    patch_size: int | None = field(
-        default=None, metadata={"help": "Pixels a side of the patches T hides; a 16x16 grid if not given."}
+    model: str = field(
+        default="mnist-demo", metadata={"help": "The original: Hub id or folder of a pipeline or U-Net, or mnist-demo."}
     )
-    denoising_steps: int = field(default=50, metadata={"help": "Steps of generation. The reference takes the full schedule."})
-    sampler: str = field(default="ddim", metadata={"choices": list(SAMPLERS), "help": "ddpm at full steps is the reference."})
-    combine: str = field(
-        default="concat",
+    subfolder: str | None = field(default=None, metadata={"help": "Folder in it of a U-Net to be taken without its pipeline."})
+    image_size: int | None = field(default=None, metadata={"help": "Pixels a side [what the U-Net's config says]."})
+    patch_size: int | None = field(default=None, metadata={"help": "Pixels a side of the patches T hides [a 16x16 grid]."})
+    denoising_steps: int | None = field(
+        default=None, metadata={"help": "Steps of generation [50]. The reference takes the full schedule."}
+    )
+    sampler: str | None = field(
+        default=None, metadata={"choices": list(SAMPLERS), "help": "[ddim]; ddpm at full steps is the reference."}
+    )
+    combine: str | None = field(
+        default=None,
         metadata={
             "choices": ["concat", "mean"],
-            "help": "Levels as one vector (the paper) or each with the same weight (the code).",
+            "help": "Levels as one vector (the paper) or each with the same weight (the code) [concat].",
         },
     )
-    train_time_embedding: bool = field(
-        default=False,
-        metadata={"help": "Train it too, as the released code does; the decoder reads it, so that changes as well."},
+    train_time_embedding: bool | None = field(
+        default=None,
+        metadata={"help": "Train it too, as the released code does; the decoder reads it, so that changes as well [false]."},
+    )
+    prompt: str | None = field(
+        default=None, metadata={"help": "Caption of all pictures, for latent inpainting [the empty prompt]."}
     )
 
 
@@ -62,18 +76,26 @@ class DiffusionConfig(UnlearningConfig):
     )
 
 
+def processor_of(path, model):
+    """The image processor saved with the model; pipelines have none, and diffusion's pictures are in [-1, 1]."""
+    try:
+        return load_processor(path)
+    except InputError:
+        (height, width), half = model.image_size, [0.5] * model.channels
+        return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half, resample=3)
+
+
 def main():
-    args, training = parse((Arguments, DiffusionConfig), __doc__)
-    if args.model is None:
-        raise InputError("--model is missing: a folder or Hub id of a UNet2DModel in the Palette layout.")
+    args, training = parse((Arguments, DiffusionConfig), __doc__, demo=DEMO)
     prepare_run(training)
+    path = demo.UNET if args.model == "mnist-demo" else args.model
     model = I2IUNet.from_pretrained(
-        args.model, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size,
-        patch_size=args.patch_size, combine=args.combine, train_time_embedding=args.train_time_embedding,
+        path, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size, patch_size=args.patch_size,
+        combine=args.combine, train_time_embedding=args.train_time_embedding, prompt=args.prompt,
     )  # fmt: skip
-    if args.sampler == "ddpm":
-        model.sampler = DDPMScheduler.from_config(dict(model.scheduler.config))
-    unlearn(args, training, model, load_processor(args.model), args.model, "recipes/unlearn_diffusion.py")
+    if args.sampler:
+        model.sample_with(SAMPLERS[args.sampler])
+    unlearn(args, training, model, processor_of(path, model), path, "recipes/unlearn_diffusion.py")
 
 
 if __name__ == "__main__":

@@ -19,23 +19,20 @@ from test_conversion_palette import original, randomised, weights  # noqa: F401
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.conversion import palette_scheduler, palette_to_unet
-from hf_i2i_unlearn.models import unet as unet_module
-from hf_i2i_unlearn.models.unet import (
-    DiffusionDraw,
-    I2IUNet,
-    _load_scheduler,
-    palette_config,
-)
+from hf_i2i_unlearn.models import folders
+from hf_i2i_unlearn.models.diffusion import I2IUNet
+from hf_i2i_unlearn.models.folders import load_scheduler
+from hf_i2i_unlearn.models.unet import I2IPaletteUNet, PaletteDraw, palette_config
 
 SMALL = {"image_size": 16, "inner": 8, "multipliers": (1, 2), "layers": 1, "attention": (1,), "head_channels": 4}
 MASK = CenterCrop(8)((16, 16), range(3))
 SEEDS = [11, 12, 13]
 
 
-def make_unet(seed=0, channels=3, **options) -> I2IUNet:
+def make_unet(seed=0, channels=3, **options) -> I2IPaletteUNet:
     """A U-Net for 16x16 pictures with all weights random."""
     config = palette_config(**SMALL, norm_groups=4, channels=channels)
-    return I2IUNet(randomised(UNet2DModel(**config), seed), **{"steps": 4} | options).eval()
+    return I2IPaletteUNet(randomised(UNet2DModel(**config), seed), **{"steps": 4} | options).eval()
 
 
 @pytest.fixture
@@ -156,7 +153,7 @@ def test_a_plain_mask_is_one_fixed_draw(unet, pixels):
     expected = unet(pixels, unet.draw(pixels, MASK, [0, 0, 0]))
     assert torch.equal(unet(pixels, MASK), expected)
     torch.testing.assert_close(unet(pixels[1:], MASK[1:]), expected[1:])
-    with pytest.raises(InputError, match="takes a DiffusionDraw, got a mask"):
+    with pytest.raises(InputError, match="takes what draw.* returns, got a mask"):
         unet.train()(pixels, MASK)
     torch.manual_seed(0)
     first, second = unet.training_loss(pixels, MASK), unet.training_loss(pixels, MASK)
@@ -291,7 +288,7 @@ def palette(original):  # noqa: F811
     tensors, description = original
     theirs = weights(tensors)
     model = palette_to_unet(theirs, image_size=16, num_head_channels=description["config"]["num_head_channels"])
-    return I2IUNet(model, palette_scheduler(theirs["gammas"]), combine="mean"), tensors
+    return I2IPaletteUNet(model, palette_scheduler(theirs["gammas"]), combine="mean"), tensors
 
 
 def close(a, b):
@@ -301,7 +298,7 @@ def close(a, b):
 def test_features_of_the_original(palette):
     unet, tensors = palette
     noisy, everywhere = tensors["input.y_noisy"], torch.ones(2, 16, 16, dtype=torch.bool)
-    draw = DiffusionDraw(everywhere, tensors["input.gammas"].view(-1), noisy, tensors["input.y_cond"], torch.ones(2) > 0)
+    draw = PaletteDraw(everywhere, tensors["input.gammas"].view(-1), noisy, tensors["input.y_cond"], torch.ones(2) > 0)
     with torch.no_grad():
         levels = unet.features(noisy, draw)
     assert len(levels) == 10
@@ -316,10 +313,10 @@ def test_losses_of_the_original(palette):
     gamma = torch.stack([(schedule[i] - schedule[i - 1]) * v + schedule[i - 1] for i, v in zip(t, u)])
     close(gamma, tensors["output.forward_gammas"].view(-1))
     y, mask = tensors["input.y_0"], tensors["input.mask"][:, 0].bool()
-    draw = DiffusionDraw(mask, gamma, tensors["input.noise"], tensors["input.y_cond"], torch.zeros(2, dtype=torch.bool))
+    draw = PaletteDraw(mask, gamma, tensors["input.noise"], tensors["input.y_cond"], torch.zeros(2, dtype=torch.bool))
     share = mask.flatten(1).float().mean(1)  # the original averages over all pixels, we over the hidden ones
     retain = tensors["input.labels"] > 0
-    student = I2IUNet(unet.model, unet.scheduler, combine="mean").frozen_copy()
+    student = I2IPaletteUNet(unet.model, unet.scheduler, combine="mean").frozen_copy()
     student.model.conv_in.weight.mul_(1.1)
     with torch.no_grad():
         close((unet.training_loss(y, draw) * share).mean(), tensors["output.pretrain_loss"][0])
@@ -437,14 +434,14 @@ def test_pipeline_folders(unet, tmp_path):
 
 def test_hub_repositories_with_and_without_a_scheduler(tmp_path, monkeypatch):
     DDPMScheduler(num_train_timesteps=300).save_pretrained(tmp_path)
-    monkeypatch.setattr(unet_module, "hf_hub_download", lambda path, name, revision: tmp_path / name.split("/")[-1])
-    assert len(_load_scheduler("someone/unet", revision="v1")) == 300
+    monkeypatch.setattr(folders, "hf_hub_download", lambda path, name, revision: tmp_path / name.split("/")[-1])
+    assert len(load_scheduler("someone/unet", revision="v1")) == 300
 
     def absent(path, name):
         raise RemoteEntryNotFoundError("404", response=SimpleNamespace(headers={}, request=None, status_code=404))
 
-    monkeypatch.setattr(unet_module, "hf_hub_download", absent)
-    assert _load_scheduler("someone/unet") is None
+    monkeypatch.setattr(folders, "hf_hub_download", absent)
+    assert load_scheduler("someone/unet") is None
 
 
 def test_fresh_models_from_a_config():
@@ -462,18 +459,18 @@ def test_refuses_other_checkpoints(unet, mae, tmp_path):
         norm_num_groups=4, cross_attention_dim=8, in_channels=9,
     )  # fmt: skip
     conditional.save_pretrained(tmp_path / "conditional")
-    with pytest.raises(InputError, match="holds a 'UNet2DConditionModel' model"):
+    with pytest.raises(InputError, match="needs the VAE and the text encoder of its pipeline"):
         I2IUNet.from_pretrained(str(tmp_path / "conditional"))
     with pytest.raises(InputError, match="has no config.json"):
         I2IUNet.from_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match="wraps a UNet2DModel, got ViTMAE"):
-        I2IUNet(mae.model)
+    with pytest.raises(InputError, match="over pixels is a UNet2DModel, got ViTMAE"):
+        I2IPaletteUNet(mae.model)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"in_channels": 3}, "takes 3 channels and gives 3; the Palette layout is 6 and 3"),
+        ({"in_channels": 4}, "takes 4 channels and gives 3; the Palette layout is 6 and 3 .* unconditional U-Net has 3 and 3"),
         ({"in_channels": 9}, "takes 9 channels and gives 3"),
         ({"in_channels": 8, "out_channels": 4}, "takes 8 channels and gives 4"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type=fourier, expected positional"),

@@ -22,7 +22,9 @@ class I2IModel(nn.Module, abc.ABC):
 
     model: nn.Module
     family: str  # one word for cards and messages
+    patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
     noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
+    noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space
 
     @property
     @abc.abstractmethod
@@ -49,6 +51,14 @@ class I2IModel(nn.Module, abc.ABC):
     def noised(self, pixel_values: torch.Tensor, draw, noise: torch.Tensor):
         """What the original encoder is given for the forget target, as (pixel values, draw): here n in the picture's place."""
         return noise, draw
+
+    def noise_like(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """A tensor whose shape, device and dtype n of E0(T(n)) has, for each of the pictures: here the pictures themselves."""
+        return pixel_values
+
+    def levels(self, encoded: torch.Tensor) -> list[torch.Tensor]:
+        """The parts of a representation (B, ...) whose statistics differ, each (B, ...); joined along dimension 1 they are it."""
+        return [encoded]
 
     @abc.abstractmethod
     def forward(self, pixel_values: torch.Tensor, draw) -> torch.Tensor:
@@ -77,8 +87,21 @@ class I2IModel(nn.Module, abc.ABC):
     def encoder_modules(self) -> list[nn.Module]:
         """The inner modules that make up E, and no weight that D reads."""
 
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options) -> None:
+        """Recompute activations in the backward pass instead of keeping them; the Trainer calls this.
+
+        Raises:
+            InputError: the model's library cannot do that for it.
+        """
+        try:
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        except ValueError as error:
+            raise InputError(f"Gradient checkpointing is not possible: {error}") from None
+
     def save_pretrained(self, folder, **kwargs) -> None:
         """Write the inner model alone, so that its own library's `from_pretrained(folder)` reads it."""
+        if self.patch:
+            raise InputError("The model has a patch on it; save that with model.patch.save_pretrained, or merge it first.")
         self.model.save_pretrained(folder, **kwargs)
 
     def load_weights(self, folder) -> None:
@@ -126,6 +149,10 @@ class TrainingLoss(nn.Module):
     def forward(self, pixel_values, draw, target=None):
         """(B, C, H, W), what `I2IModel.draw` returned, (B, C, H, W) or None -> (B,)."""
         return self.i2i.training_loss(pixel_values, draw, target)
+
+    def activation_checkpointing_enable(self, *args, **options) -> None:
+        """That of the model; the Trainer calls it."""
+        self.i2i.activation_checkpointing_enable(*args, **options)
 
 
 def join(one, two):
