@@ -9,6 +9,9 @@ import numpy as np
 from PIL import Image
 
 MAE = str(Path(__file__).parent / "mae")
+UNET = str(Path(__file__).parent / "unet")
+MAGE = str(Path(__file__).parent / "mage")
+FEATURES = str(Path(__file__).parent / "features")  # a small classifier, to measure completed digits by
 TRAIN_PER_DIGIT = 400  # of 500; the other 100 are for validation
 
 
