@@ -97,6 +97,30 @@ class CenterCrop(Corruption):
 
 
 @dataclass(frozen=True)
+class CenterRatio(Corruption):
+    """Hides a central block of about a share `ratio` of the patches, as square as it can be (the axis of Fig. E.18 and E.19)."""
+
+    ratio: float
+
+    def __post_init__(self):
+        if not 0 <= self.ratio <= 1:
+            raise InputError(f"The ratio of a crop must lie between 0 and 1, got {self.ratio}.")
+
+    def __str__(self):
+        return f"ratio:{self.ratio:g}"
+
+    def draw(self, grid, generator):
+        rows, cols = grid
+        height = max(1, round(rows * self.ratio**0.5))
+        width = max(1, min(cols, round(self.ratio * rows * cols / height)))
+        mask = torch.zeros(grid, dtype=torch.bool)
+        if self.ratio:
+            top, left = (rows - height) // 2, (cols - width) // 2
+            mask[top : top + height, left : left + width] = True
+        return mask
+
+
+@dataclass(frozen=True)
 class Outpaint(Corruption):
     """Hides everything but the central `keep` x `keep` patches (uncropping, App. E.1)."""
 
@@ -203,11 +227,13 @@ _WORDS = {
     "down": (int, lambda size: Extend("down", size)),
     "random": (float, RandomMask),
     "block": (int, RandomBlock),
+    "ratio": (float, CenterRatio),
 }
 
 CORRUPTION_HELP = (
     "center:K hides the central KxK patches, random:R a random share R of them, outpaint:K all but the central KxK, "
-    "left:K / right:K / up:K / down:K the K outermost columns or rows, block:K a KxK block at a random place"
+    "left:K / right:K / up:K / down:K the K outermost columns or rows, block:K a KxK block at a random place, "
+    "ratio:R a central block of about a share R of them"
 )
 
 

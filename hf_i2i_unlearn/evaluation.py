@@ -7,12 +7,29 @@ from tqdm.auto import tqdm
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, seeds_for
 from .errors import InputError
+from .features import FeatureNetwork, crop_to_hole
+from .metrics import (
+    Accuracy,
+    CosineSimilarity,
+    GaussianStatistics,
+    InceptionScore,
+    frechet_distance,
+)
 from .models.base import I2IModel
 
 FIGURES = {
     "mse": "mean squared error in the hole, normalised units",
     "psnr": "PSNR in the hole, dB, mean over pictures (pixels clipped to [0, 1])",
     "drift": "mean squared difference in the hole between the model's completion and the original model's, normalised units",
+}
+REGIONS = ("whole", "hole")  # what a feature network is shown: the whole picture, or the hole alone (`crop_to_hole`)
+
+# What is measured with a feature network, by completions of the model, of the original, and by a hole of one colour ("blank").
+SCORES = {
+    "fid": "Frechet distance of the features of completed and true pictures; FID (Heusel et al., 2017) with Inception features",
+    "inception_score": "exp of the mean KL divergence of p(class | picture) from p(class) (Salimans et al., 2016)",
+    "similarity": "mean cosine similarity of the features of a completed picture and of the true one (App. C.2, with CLIP's)",
+    "accuracy": "share of completed pictures which the network gives the class that it gives the true, whole picture",
 }
 
 
@@ -30,6 +47,10 @@ class Evaluator:
         batch_size: pictures per pass. seed: fixes T.
         accelerator: spreads the pictures over its processes; one process if None.
         keep_original: hold the original's completions in memory, for repeated calls on few pictures.
+        features: networks to measure the pictures by besides (`SCORES`). regions: what they see, of `REGIONS`.
+        inception_splits: see `InceptionScore`.
+        cross_validation: App. E.2. What the model makes of the hole is all that is kept; the original completes the rest from it,
+            and the result is compared with the true picture as a whole.
     """
 
     def __init__(
@@ -42,17 +63,33 @@ class Evaluator:
         seed: int = 0,
         accelerator=None,
         keep_original: bool = False,
+        features: list[FeatureNetwork] = (),
+        regions: tuple[str, ...] = REGIONS,
+        inception_splits: int = 1,
+        cross_validation: bool = False,
     ):
         for name, rows in splits.items():
             if len(rows) == 0:
                 raise InputError(f"There are no {name} pictures to evaluate on; choose a split or classes that hold some.")
+            if features and accelerator and len(rows) < accelerator.num_processes:
+                raise InputError(f"{len(rows)} {name} pictures are fewer than the {accelerator.num_processes} processes.")
+        for region in regions:
+            if region not in REGIONS:
+                raise InputError(f"'{region}' is no region of a picture; choose from {', '.join(REGIONS)}.")
+        self.features, self.inception_splits, self.cross_validation = list(features), inception_splits, cross_validation
+        self.regions = ("whole",) if cross_validation else tuple(regions)  # all of such a picture is generated
+        self._references = {}
         self.original, self.splits, self.reader, self.corruption = original, splits, reader, corruption
         self.batch_size, self.seed, self.accelerator = batch_size, seed, accelerator
         self._kept = {} if keep_original else None
 
     @torch.no_grad()
     def __call__(self, model: I2IModel, progress: bool = True) -> dict[str, dict[str, float]]:
-        """{"forget": {...}, "retain": {...}} with count, mse, psnr, original_mse, original_psnr and drift."""
+        """{"forget": {...}, "retain": {...}} with count, mse, psnr, original_mse, original_psnr and drift.
+
+        With feature networks also "features", a list of one dict per network and region: how it was measured, and the `SCORES`, each
+        alone, with the prefix "original_" and, for the hole filled with one colour, "blank_"; "true_" are those of true pictures.
+        """
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
@@ -65,33 +102,120 @@ class Evaluator:
         items = [{"image": row, "seeds": seeds_for(self.seed, i)} for i, row in enumerate(self.splits[name])][rank::world]
         loader = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
         sums = torch.zeros(6, dtype=torch.float64)
+        scores = [_Scores(network, r, self.inception_splits) for network in self.features for r in self.regions]
+        known, seen = name in self._references, 0
         for number, batch in enumerate(tqdm(loader, f"evaluating {name}", leave=False, disable=not progress or rank > 0)):
             pixels, seeds = batch["pixel_values"].to(device), batch["seeds"]
             mask = self.corruption(model.grid, seeds[:, 0])
             before = self._original(name, number, pixels, mask, seeds[:, 1])
-            after = model.generate(pixels, mask, seeds[:, 1])
+            after = self._complete(model, pixels, mask, seeds[:, 1])
             hole = model.hole(mask).to(device)
+            if self.cross_validation:
+                hole = torch.ones_like(hole)
             columns = [torch.ones(len(pixels), device=device)]
             for completion in (after, before):
                 columns += [hole_mse(completion, pixels, hole), self._psnr(completion, pixels, hole)]
             columns.append(hole_mse(after, before, hole))
             sums += torch.stack(columns).double().sum(1).cpu()
+            if scores:
+                places = rank + world * torch.arange(seen, seen + len(pixels))
+                seen += len(pixels)
+                pictures = {"": self.reader.unit(after)} | ({} if known else {"original_": self.reader.unit(before)})
+                update_scores(scores, self.reader.unit(pixels), pictures, hole, places, blank=not known)
         if self.accelerator:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         count, *totals = sums.tolist()
         names = ("mse", "psnr", "original_mse", "original_psnr", "drift")
-        return {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
+        result = {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
+        if scores:
+            found = [score.compute(self.accelerator) for score in scores]
+            # Original, blank and true pictures are the same at every call: their figures are kept.
+            reference = self._references.setdefault(
+                name, [{k: v for k, v in f.items() if k.startswith(("original_", "blank_", "true_"))} for f in found]
+            )
+            result["features"] = [f | r for f, r in zip(found, reference)]
+        return result
+
+    def _complete(self, model, pixels, mask, seeds):
+        completed = model.generate(pixels, mask, seeds)
+        if not self.cross_validation:
+            return completed
+        return self._unwrapped().generate(completed, ~mask, seeds)
+
+    def _unwrapped(self):
+        return getattr(self.original, "module", self.original)
 
     def _original(self, name, number, pixels, mask, seeds):
-        original = getattr(self.original, "module", self.original)
         if self._kept is None:
-            return original.generate(pixels, mask, seeds)
+            return self._complete(self._unwrapped(), pixels, mask, seeds)
         if (name, number) not in self._kept:
-            self._kept[name, number] = original.generate(pixels, mask, seeds).cpu()
+            self._kept[name, number] = self._complete(self._unwrapped(), pixels, mask, seeds).cpu()
         return self._kept[name, number].to(pixels.device)
 
     def _psnr(self, completion, truth, hole):
         return -10 * hole_mse(self.reader.unit(completion), self.reader.unit(truth), hole).clamp_min(1e-10).log10()
+
+
+class _Scores:
+    """What one network makes of one region of all pictures of a set: sums for the true, and for every kind of completed pictures."""
+
+    def __init__(self, network: FeatureNetwork, region: str, splits: int):
+        self.network, self.region, self.splits = network, region, splits
+        self.gauss, self.inception, self.similarity, self.accuracy = {}, {}, {}, {}
+
+    def add(self, kind, features, logits, truth, places, labels):
+        """One batch; kind is "true_", "", "original_" or "blank_". truth: the features of the true pictures."""
+        self.gauss.setdefault(kind, GaussianStatistics()).update(features)
+        if kind != "true_":
+            self.similarity.setdefault(kind, CosineSimilarity()).update(features, truth)
+        if logits is not None:
+            self.inception.setdefault(kind, InceptionScore(self.splits)).update(logits, places)
+            self.accuracy.setdefault(kind, Accuracy()).update(logits, labels)
+
+    def compute(self, accelerator=None) -> dict:
+        if accelerator:
+            for sums in (self.gauss, self.inception, self.similarity, self.accuracy):
+                for kind in sums:  # in the same order on every process
+                    sums[kind].reduce(accelerator)
+        true = self.gauss["true_"]
+        result = self.network.describe() | {"region": self.region, "count": true.count, "dimensions": true.dimensions}
+        result["few_samples"] = true.count < true.dimensions
+        for kind in self.gauss:
+            if kind != "true_":
+                result[kind + "fid"] = frechet_distance(true, self.gauss[kind])
+                result[kind + "similarity"] = self.similarity[kind].compute()
+            if kind in self.inception:
+                result[kind + "inception_score"], deviation = self.inception[kind].compute()
+                if self.splits > 1:
+                    result[kind + "inception_score_std"] = deviation
+                result[kind + "accuracy"] = self.accuracy[kind].compute()
+        return result
+
+
+def update_scores(scores, truth, pictures, hole, places, blank=True):
+    """Add a batch to all scores, each picture seen once by each network.
+
+    Args:
+        scores: list of `_Scores`. truth: (B, C, H, W) in [0, 1]. pictures: {kind: completed pictures}. hole: (B, 1, H, W).
+        places: (B,) numbers of the pictures in the set. blank: measure the hole filled with the network's mean colour as well.
+    """
+    labels = {}
+    for score in scores:
+        network = score.network
+        fill = network.fill(truth.shape[1])
+
+        def see(images):
+            return network(images if score.region == "whole" else crop_to_hole(images, hole, network.size, fill))
+
+        if network.classifies and network not in labels:
+            labels[network] = network(truth)[1].argmax(1)
+        true_features, true_logits = see(truth)
+        score.add("true_", true_features, true_logits, None, places, labels.get(network))
+        kinds = dict(pictures)
+        if blank:
+            kinds["blank_"] = torch.where(hole, fill.view(1, -1, 1, 1), truth)
+        for kind, images in kinds.items():
+            score.add(kind, *see(images), true_features, places, labels.get(network))
 
 
 def hole_mse(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -115,15 +239,95 @@ def markdown_table(result: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+# FID is the Frechet distance in Inception's features; in others it is called FD here, for its numbers do not compare.
+TITLES = {"fid": "FID", "inception_score": "IS", "similarity": "similarity", "accuracy": "accuracy"}
+
+
+def feature_table(results: dict[str, dict]) -> str:
+    """Results of `Evaluator` with feature networks, of one corruption, as Markdown: a row per model, original and blank hole first.
+
+    Args:
+        results: {model name: result}; all of one original, corruption and selection of pictures.
+    """
+    lines = []
+    first = next(iter(results.values()))
+    for place, how in enumerate(first["retain"]["features"]):
+        keys = [key for key in SCORES if key in how]
+        titles = (
+            TITLES
+            | ({} if "inception" in how["kind"] else {"fid": "FD"})
+            | ({"similarity": "CLIP"} if how["kind"] == "clip" else {})
+        )
+        head = [f"{name} {titles[key]}" for key in keys for name in ("retain", "forget")]
+        lines += [describe_scores(how), "", f"| model | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+        rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
+        for model, (result, kind) in (rows | {name: (result, "") for name, result in results.items()}).items():
+            figures = [result[s]["features"][place].get(kind + key) for key in keys for s in ("retain", "forget")]
+            lines.append(f"| {model} | {' | '.join('' if f is None else f'{f:.3g}' for f in figures)} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def describe_scores(how: dict) -> str:
+    """One line on how the figures of a row of "features" were measured."""
+    seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
+    few = "; **fewer pictures than dimensions, FID is biased upwards**" if how["few_samples"] else ""
+    return (
+        f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
+        f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, {how['count']} pictures per set{few}."
+    )
+
+
+def feature_rows(found: dict[str, dict[str, dict]]) -> list[dict]:
+    """{T: {model: result}} as flat rows: one per T, model, set, network and region, with all its figures."""
+    rows = []
+    for corruption, results in found.items():
+        for model, result in results.items():
+            for which, figures in result.items():
+                base = {"corruption": corruption, "model": model, "set": which, "network": "", "region": ""}
+                base |= {k: v for k, v in figures.items() if k != "features"}
+                rows += [base | {k: v for k, v in how.items() if k != "input"} for how in figures.get("features", [{}])]
+    return rows
+
+
 @torch.no_grad()
-def completions(models: dict[str, I2IModel], reader: ImageReader, corruption: Corruption, rows: list, seed: int = 0) -> dict:
+def embeddings(
+    models: dict[str, I2IModel],
+    reader: ImageReader,
+    corruption: Corruption,
+    rows: list,
+    network: FeatureNetwork,
+    region: str = "whole",
+    seed: int = 0,
+    batch_size: int = 32,
+) -> dict[str, torch.Tensor]:
+    """Features of true and completed pictures, for `plots.embedding_map`: {"true" and every name in `models`: (N, D)}."""
+    first, parts = next(iter(models.values())), {}
+    for start in range(0, len(rows), batch_size):
+        columns = completions(models, reader, corruption, rows[start : start + batch_size], seed, start)
+        columns["true"] = columns.pop("image")
+        seeds = [seeds_for(seed, i)[0] for i in range(start, min(len(rows), start + batch_size))]
+        hole = first.hole(corruption(first.grid, seeds)).to(columns["true"].device)
+        for name in ("true", *models):
+            seen = columns[name]
+            if region == "hole":
+                seen = crop_to_hole(seen, hole, network.size, network.fill(seen.shape[1]))
+            parts.setdefault(name, []).append(network.embed(seen).cpu())
+    return {name: torch.cat(batches) for name, batches in parts.items()}
+
+
+@torch.no_grad()
+def completions(
+    models: dict[str, I2IModel], reader: ImageReader, corruption: Corruption, rows: list, seed: int = 0, start: int = 0
+) -> dict:
     """Columns for `plots.completion_grid`: {"image", "T(x)" and every name in `models`: (N, C, H, W) in [0, 1]}.
 
     Args:
-        models: {column title: model}; rows: undecoded rows. The hole of T(x) is drawn grey.
+        models: {column title: model}; rows: undecoded rows. start: the number of the first one, which its T depends on. The hole
+            of T(x) is drawn grey.
     """
     first = next(iter(models.values()))
-    batch = ImageCollator(reader)([{"image": row, "seeds": seeds_for(seed, i)} for i, row in enumerate(rows)])
+    batch = ImageCollator(reader)([{"image": row, "seeds": seeds_for(seed, i)} for i, row in enumerate(rows, start)])
     mask = corruption(first.grid, batch["seeds"][:, 0])
     pixels = batch["pixel_values"].to(next(first.parameters()).device)
     truth = reader.unit(pixels)

@@ -1,9 +1,12 @@
 """Pictures of what happened."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
 import torch
+
+from .errors import InputError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -43,9 +46,7 @@ def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
         if beside or name == next(iter(sets)):
             for axis, stage in zip(axes[0], stages):
                 axis.set_title(stage, fontsize=10)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    _save(figure, path)
 
 
 # Okabe-Ito again; a marker each, so that the lines are told apart in grey as well.
@@ -92,5 +93,107 @@ def frontier(points: list[dict], original: dict, path, tolerance: float) -> None
     axes[0].set_ylabel("hole MSE on forget (higher forgets more)", fontsize=9)
     axes[0].set_title("dotted: the original model; dashed: where methods are compared", fontsize=8)
     axes[1].legend(fontsize=8)
+    _save(figure, path)
+
+
+# One per model; the marker tells them apart in grey.
+SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def embedding_map(groups: dict[str, torch.Tensor], path, seed: int = 0) -> None:
+    """Draw t-SNE of the embeddings of true and completed pictures (Fig. 4): one map of all groups, retain beside forget.
+
+    Args:
+        groups: {"retain true", "retain MODEL", ..., "forget true", ...: (N, D)}; the first word of a name is its set.
+        path: PNG file to write.
+
+    Raises:
+        InputError: scikit-learn is not installed, or there are too few pictures.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise InputError("t-SNE needs scikit-learn; install it: pip install 'hf_i2i_unlearn[metrics]'.") from None
+    points = torch.nn.functional.normalize(torch.cat(list(groups.values())).double(), dim=1).cpu().numpy()
+    if len(points) < 12:
+        raise InputError(f"t-SNE of {len(points)} pictures shows nothing; take more (--tsne).")
+    perplexity = min(30.0, (len(points) - 1) / 4)
+    places = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
+    kinds = list(dict.fromkeys(name.partition(" ")[2] for name in groups if not name.endswith(" true")))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 4), layout="constrained", squeeze=False)
+    start, at = 0, {}
+    for name, group in groups.items():
+        at[name] = places[start : start + len(group)]
+        start += len(group)
+    for axis, kind in zip(axes[0], kinds):
+        for which, colour in SET_COLOURS.items():
+            if f"{which} true" in at:
+                axis.scatter(*at[f"{which} true"].T, s=26, facecolors="none", edgecolors=colour, label=f"{which}, true")
+                axis.scatter(*at[f"{which} {kind}"].T, s=26, marker="x", color=colour, label=f"{which}, completed")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(kind, fontsize=10)
+    axes[0, 0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def metric_curves(
+    rows: list[dict], x: str, metrics: dict[str, str], path, x_label: str | None = None, log: bool = False
+) -> None:
+    """Draw metrics of both sets against a number or a word (Fig. D.6, E.18, E.19, E.20): lines, or bars for words.
+
+    The dotted lines are the original model's.
+
+    Args:
+        rows: {"set", "model", x, and every metric, perhaps with "original_" + metric}. Models with one point each (the runs of an
+            ablation) make one line; models with several make one each.
+        metrics: {key: title}, a panel each; a metric that no row has is left out. path: PNG file to write.
+        log: a logarithmic axis.
+    """
+    metrics = {key: title for key, title in metrics.items() if any(key in row for row in rows)}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    several = any(sum(r["model"] == m and r["set"] == "retain" for r in rows) > 1 for m in models)
+    series = {m: [r for r in rows if r["model"] == m] for m in models} if several else {"": rows}
+    words = any(isinstance(row[x], str) for row in rows)
+    columns = min(3, len(metrics))
+    lines = -(-len(metrics) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.8 * lines), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_axis_off()
+    for axis, (key, title) in zip(axes.flat, metrics.items()):
+        for (name, mine), marker in zip(series.items(), itertools.cycle(SERIES_MARKERS)):
+            for place, (which, colour) in enumerate(SET_COLOURS.items()):
+                points = sorted((r for r in mine if r["set"] == which and key in r), key=lambda r: _order(r[x]))
+                xs, ys = [r[x] for r in points], [r[key] for r in points]
+                label = f"{which} {name}".strip()
+                if words:
+                    at = [i + 0.38 * (place - 0.5) for i in range(len(xs))]
+                    axis.bar(at, ys, 0.36, color=colour, label=label, hatch=("", "//")[place], edgecolor="white")
+                    axis.set_xticks(range(len(xs)), xs, fontsize=8)
+                else:
+                    axis.plot(xs, ys, color=colour, marker=marker, linestyle=("-", "--")[place], label=label)
+                before = [(r[x], r["original_" + key]) for r in points if "original_" + key in r]
+                if before and not words and mine is next(iter(series.values())):
+                    axis.plot(*zip(*before), color=colour, linestyle=":", linewidth=1.2, label=f"{which} original")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x_label or x, fontsize=9)
+        axis.grid(alpha=0.25)
+        if log and not words:
+            axis.set_xscale("log")
+            axis.set_xticks(sorted({r[x] for r in rows}), [f"{v:g}" for v in sorted({r[x] for r in rows})], fontsize=8)
+            axis.minorticks_off()
+    axes[0, 0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def _order(value):
+    """Numbers by size, numbers in words too, and then words: '5', '50', '100', 'all'."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, value
+
+
+def _save(figure, path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)

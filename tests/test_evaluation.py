@@ -1,22 +1,45 @@
+import importlib.util
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import make_dataset, make_mae
+from huggingface_hub import ModelCard
+from test_unet import make_unet
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
     CenterCrop,
+    CenterRatio,
     Evaluator,
+    FeatureNetwork,
     ImageReader,
     InputError,
     RandomMask,
     completions,
+    embeddings,
+    feature_rows,
+    feature_table,
+    load_features,
+    load_processor,
     markdown_table,
+    parse_corruption,
     undecoded,
 )
 from hf_i2i_unlearn.data import seeds_for
 from hf_i2i_unlearn.evaluation import hole_mse
 
+ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(10)))
 SPLITS = {"forget": ROWS[:4], "retain": ROWS[4:]}
 
@@ -81,3 +104,295 @@ def test_table_and_columns(processor):
     for pixels in columns.values():
         assert pixels.shape == (2, 3, 16, 16) and pixels.min() >= 0 and pixels.max() <= 1
     assert (columns["T(x)"][:, :, 4:12, 4:12] == 0.5).all() and torch.equal(columns["T(x)"][..., :4], columns["image"][..., :4])
+
+
+def make_network(size=(8, 8), classes=3, seed=5):
+    """A classifier with 6 features of pictures of any size."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], 6), nn.Tanh(), nn.Linear(6, classes))
+    return FeatureNetwork(body, "tiny", size, head=body[3])
+
+
+def test_scores_by_hand(processor):
+    """Against features of all pictures at once and numpy."""
+    original, model, corruption, network = make_mae(0), make_mae(1), CenterCrop(2), make_network()
+    reader = ImageReader(processor, 3)
+    rows = {"retain": ROWS}
+    result = Evaluator(original, rows, reader, corruption, 4, features=[network])(model, progress=False)["retain"]
+    x = reader.pixels([reader.decode(row) for row in ROWS])
+    seeds = [seeds_for(0, i) for i in range(len(ROWS))]
+    mask = corruption((4, 4), [s[0] for s in seeds])
+    truth = reader.unit(x)
+    blank = truth.clone()
+    blank[:, :, 4:12, 4:12] = 0.5
+    pictures = {"": reader.unit(model.generate(x, mask)), "original_": reader.unit(original.generate(x, mask)), "blank_": blank}
+    assert [how["region"] for how in result["features"]] == ["whole", "hole"]
+    labels = network(truth)[1].argmax(1)
+    for how, see in zip(result["features"], (lambda p: p, lambda p: p[:, :, 4:12, 4:12])):
+        true = network.embed(see(truth))
+        for kind, images in pictures.items():
+            features, logits = network(see(images))
+            p = logits.double().softmax(1)
+            kl = (p * (p / p.mean(0)).log()).sum(1).mean()
+            wanted = {
+                "similarity": nn.functional.cosine_similarity(features, true).mean().item(),
+                "accuracy": (logits.argmax(1) == labels).double().mean().item(),
+                "inception_score": kl.exp().item(),
+            }
+            for key, value in wanted.items():
+                assert how[kind + key] == pytest.approx(value, rel=1e-5), (how["region"], kind, key)
+            a, b = true.double().numpy(), features.double().numpy()
+            s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+            fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2)
+            fid -= 2 * np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
+            assert how[kind + "fid"] == pytest.approx(fid, rel=1e-4, abs=1e-6)
+        assert how["count"] == 10 and how["dimensions"] == 6 and not how["few_samples"]
+        assert how["weights_sha256"] == network.weights and how["input"] == [3, 8, 8]
+    assert result["features"][0]["true_accuracy"] == 1
+
+
+def test_scores_are_the_same_again_and_in_other_batches(processor):
+    reader, network = ImageReader(processor, 3), make_network()
+    original, model = make_mae(0), make_mae(1)
+
+    def make(**options):
+        return Evaluator(original, {"forget": ROWS}, reader, RandomMask(0.5), features=[network], inception_splits=2, **options)
+
+    one = make(batch_size=10)
+    first, again = one(model, progress=False), one(model, progress=False)
+    assert first == again
+    other = one(original, progress=False)["forget"]["features"]
+    for a, b, c in zip(first["forget"]["features"], make(batch_size=3)(model, progress=False)["forget"]["features"], other):
+        assert a.keys() == b.keys() == c.keys()
+        for key, value in a.items():
+            assert b[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
+            if key.startswith(("original_", "blank_", "true_")):  # the same whichever model is measured
+                assert c[key] == value
+        assert c["fid"] == pytest.approx(c["original_fid"]) and "inception_score_std" in c
+
+
+def test_few_pictures_are_marked(processor):
+    network = make_network()
+    with pytest.warns(UserWarning, match="4 samples in 6 dimensions"):
+        result = Evaluator(make_mae(), SPLITS, ImageReader(processor, 3), CenterCrop(2), features=[network])(make_mae(1), False)
+    assert [how["few_samples"] for how in result["forget"]["features"]] == [True, True]
+    assert not any(how["few_samples"] for how in result["retain"]["features"])
+    table = feature_table({"mine": result})
+    assert "fewer pictures than dimensions" not in table.splitlines()[0]  # that of the retain set
+    with pytest.raises(InputError, match="'sky' is no region"):
+        Evaluator(make_mae(), SPLITS, ImageReader(processor, 3), CenterCrop(2), regions=("sky",))
+
+
+def test_cross_validation(processor):
+    """The second picture depends on the first one's filling alone, and is compared as a whole."""
+    original, model, corruption = make_mae(0), make_mae(1), CenterCrop(2)
+    reader = ImageReader(processor, 3)
+    evaluator = Evaluator(original, {"forget": ROWS}, reader, corruption, features=[make_network()], cross_validation=True)
+    result = evaluator(model, progress=False)["forget"]
+    x = reader.pixels([reader.decode(row) for row in ROWS])
+    mask = corruption((4, 4), range(len(ROWS)))
+    first = model.generate(x, mask)
+    second = original.generate(first, ~mask)
+    assert torch.equal(second[:, :, 4:12, 4:12], first[:, :, 4:12, 4:12])  # the filling is kept
+    elsewhere = torch.where(model.hole(mask), first, torch.randn_like(first))
+    torch.testing.assert_close(original.generate(elsewhere, ~mask), second)  # and nothing else
+    assert result["mse"] == pytest.approx((second - x).square().mean().item(), rel=1e-5)
+    before = original.generate(original.generate(x, mask), ~mask)
+    assert result["original_mse"] == pytest.approx((before - x).square().mean().item(), rel=1e-5)
+    assert [how["region"] for how in result["features"]] == ["whole"]
+
+
+def test_feature_tables(processor):
+    network = make_network()
+    evaluator = Evaluator(make_mae(), SPLITS, ImageReader(processor, 3), CenterCrop(2), features=[network], regions=("hole",))
+    with pytest.warns(UserWarning):
+        results = {name: evaluator(make_mae(seed), progress=False) for seed, name in ((1, "one"), (2, "two"))}
+    table = feature_table(results).splitlines()
+    assert table[0].startswith("Features of the hole alone: tiny (weights sha256") and "6 pictures per set" not in table[1]
+    assert table[2].startswith("| model | retain FD | forget FD |")  # no Inception, no FID
+    assert [line.split(" | ")[0] for line in table[4:]] == ["| true pictures", "| blank hole", "| original", "| one", "| two"]
+    assert f"| {results['two']['retain']['features'][0]['fid']:.3g} |" in table[-1]
+    rows = feature_rows({"center:2": results})
+    assert [(r["model"], r["set"], r["region"]) for r in rows] == [
+        (m, s, "hole") for m in ("one", "two") for s in ("forget", "retain")
+    ]
+    assert (
+        rows[0]["fid"] == results["one"]["forget"]["features"][0]["fid"] and rows[0]["mse"] == results["one"]["forget"]["mse"]
+    )
+
+
+def test_embeddings_are_those_of_the_completions(processor):
+    models, network = {"a": make_mae(0), "b": make_mae(1)}, make_network()
+    reader = ImageReader(processor, 3)
+    found = embeddings(models, reader, RandomMask(0.5), ROWS, network, "whole", seed=3, batch_size=4)
+    columns = completions(models, reader, RandomMask(0.5), ROWS, seed=3)
+    torch.testing.assert_close(found["true"], network.embed(columns["image"]))
+    torch.testing.assert_close(found["b"], network.embed(columns["b"]), rtol=1e-4, atol=1e-5)
+    hole = embeddings(models, reader, CenterCrop(2), ROWS, network, "hole", seed=3)
+    wanted = network.embed(completions(models, reader, CenterCrop(2), ROWS, seed=3)["a"][:, :, 4:12, 4:12])
+    torch.testing.assert_close(hole["a"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_ratio_of_a_crop():
+    assert CenterRatio(0.25).hidden((16, 16)) == 64 and CenterRatio(1 / 16).hidden((16, 16)) == 16
+    for n in range(1, 14):  # the paper's 1/16 .. 13/16
+        assert abs(CenterRatio(n / 16).hidden((16, 16)) / 256 - n / 16) < 0.03
+    assert str(parse_corruption("ratio:0.5")) == "ratio:0.5"
+    mask = CenterRatio(0.5)((4, 4), [0])[0]
+    assert mask.sum() == 9 or mask.sum() == 8
+    with pytest.raises(InputError, match="hides everything"):
+        CenterRatio(1.0).check((4, 4))
+
+
+@pytest.fixture
+def unlearned(tmp_path, checkpoint, processor):
+    """What an unlearning run leaves behind: a checkpoint, its run.yaml and a card."""
+    data = tmp_path / "data"
+    make_dataset(32).to_parquet(data / "train.parquet")
+    make_dataset(24).to_parquet(data / "validation.parquet")
+    folder = tmp_path / "unlearned"
+    make_mae(1).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    run = {"model": checkpoint, "dataset": str(data), "forget_classes": ["cat", "dog"], "corruption": "center:2", "alpha": 0.25}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run | {"learning_rate": 1e-4, "eval_samples": 0}))
+    ModelCard("---\nmodel-index:\n- name: unlearned\n  results: []\n---\n\n# unlearned\n\n## Limits\n\nSome.\n").save(
+        folder / "README.md"
+    )
+    return folder
+
+
+def write_network(folder):
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 6], depths=[1, 1], layer_type="basic", num_labels=4)
+    ResNetForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+
+
+def evaluate(tmp_path, *argv, processes=1):
+    start = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *start, str(ROOT / "recipes" / "evaluate.py"), "--use_cpu", *map(str, argv)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """The recipe called within this process: argv -> None."""
+    spec = importlib.util.spec_from_file_location("evaluate_recipe", ROOT / "recipes" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate_recipe", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--use_cpu", *map(str, argv)])
+        module.main()
+
+    return call
+
+
+def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
+    """One command without a repeated option; what is there is kept; the card; other options are refused; two processes agree."""
+    write_network(tmp_path / "network")
+    argv = ["--models", unlearned, "--features", f"classifier:{tmp_path}/network", "--tsne", 6, "--pictures", 2]
+    out = evaluate(tmp_path, *argv, "--output_dir", "one").stdout
+    assert "[1/1] unlearned, center:2" in out and "| forget | 12 |" in out
+    found = json.loads((tmp_path / "one" / "results.json").read_text())
+    figures = found["results"]["center:2"]["unlearned"]
+    reader = ImageReader(load_processor(str(unlearned)), 3)
+    held = make_dataset(24)
+    rows = {"retain": [r for r in undecoded_rows(held, (0, 1))], "forget": [r for r in undecoded_rows(held, (2, 3))]}
+    network = load_features([f"classifier:{tmp_path}/network"])[0]
+    wanted = Evaluator(make_mae(0), rows, reader, CenterCrop(2), features=[network])(make_mae(1), progress=False)
+    for which in rows:
+        assert figures[which]["drift"] == pytest.approx(wanted[which]["drift"], rel=1e-5)
+        for a, b in zip(figures[which]["features"], wanted[which]["features"]):
+            assert a["fid"] == pytest.approx(b["fid"], rel=1e-4, abs=1e-7) and a["similarity"] == pytest.approx(
+                b["similarity"], rel=1e-5
+            )
+            assert (a["region"], a["count"], a["weights_sha256"]) == (b["region"], b["count"], b["weights_sha256"])
+    names = {f.name for f in (tmp_path / "one").iterdir()}
+    assert names == {
+        "cells", "completions-center-2.png", "networks.json", "results.csv", "results.json", "run.yaml", "table.md",
+        "tsne-whole.png", "tsne-hole.png",
+    }  # fmt: skip
+    card = ModelCard.load(unlearned / "README.md")
+    assert card.text.index("## Metrics") < card.text.index("## Limits") and "| blank hole |" in card.text
+    values = {(r.dataset_config, r.metric_type, r.metric_name.split(", ")[-1]) for r in card.data.eval_results}
+    assert ("forget", "frechet_distance", "before unlearning") in values and (
+        "retain",
+        "similarity",
+        "after unlearning",
+    ) in values
+
+    # More T, and a second model: what is there is kept.
+    other = tmp_path / "other"  # the original's weights, as a run at another alpha
+    shutil.copytree(checkpoint, other)
+    (other / "run.yaml").write_text((unlearned / "run.yaml").read_text().replace("alpha: 0.25", "alpha: 1.0"))
+    more = [*argv[2:], "--corruptions", "center:2", "ratio:0.5", "--cross_validation", "center:2", "--output_dir", "one"]
+    capsys.readouterr()
+    recipe("--models", unlearned, f"self={other}", *more, "--figures", "alpha")
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("[")] == [
+        "[1/5] self, center:2", "[2/5] unlearned, ratio:0.5", "[3/5] self, ratio:0.5",
+        "[4/5] unlearned, cross_validation center:2", "[5/5] self, cross_validation center:2",
+    ]  # fmt: skip
+    again = json.loads((tmp_path / "one" / "results.json").read_text())["results"]
+    assert again["center:2"]["unlearned"] == figures
+    same = again["cross_validation center:2"]["self"]["forget"]
+    assert same["drift"] == 0 and same["features"][0]["fid"] == pytest.approx(same["features"][0]["original_fid"])
+    assert list((tmp_path / "one").glob("ratio-*-hole.png"))
+    assert (
+        list((tmp_path / "one").glob("alpha-*-whole.png"))
+        and "| alpha | | 0.25 | 1.0 |" in (tmp_path / "one" / "table.md").read_text()
+    )
+    with pytest.raises(InputError, match=r"holds figures made with other options \(seed\)"):
+        recipe(*argv, "--seed", 1, "--output_dir", "one")
+
+    # Two processes find what one finds.
+    two = evaluate(tmp_path, *argv[:4], "--pictures", 0, "--output_dir", "two", processes=2).stdout
+    assert "| forget | 12 |" in two
+    both = json.loads((tmp_path / "two" / "results.json").read_text())["results"]["center:2"]["unlearned"]
+    for which in rows:
+        for a, b in zip(both[which]["features"], figures[which]["features"]):
+            for key, value in a.items():
+                assert b[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
+
+
+def undecoded_rows(dataset, labels):
+    return list(undecoded(dataset.filter(lambda row: row["label"] in labels)))
+
+
+def test_the_recipe_measures_diffusion(tmp_path, unlearned, processor, recipe):
+    """The family is read from the checkpoint, and its options from the run."""
+    processor.image_mean = processor.image_std = [0.5] * 3
+    for name in ("unet", "unet-unlearned"):
+        make_unet().save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    run = yaml.safe_load((unlearned / "run.yaml").read_text())
+    run |= {"model": str(tmp_path / "unet"), "corruption": "center:8", "denoising_steps": 2, "eval_samples": 4}
+    (tmp_path / "unet-unlearned" / "run.yaml").write_text(yaml.safe_dump(run))
+    write_network(tmp_path / "network")
+    recipe("--models", tmp_path / "unet-unlearned", "--features", f"classifier:{tmp_path}/network", "--pictures", 0)
+    found = json.loads((tmp_path / "evaluated" / "results.json").read_text())["results"]["center:8"]["unet-unlearned"]
+    assert found["forget"]["count"] == 4 and found["forget"]["drift"] == pytest.approx(
+        0, abs=1e-6
+    )  # the same weights and draws
+    assert found["forget"]["features"][1]["fid"] == pytest.approx(found["forget"]["features"][1]["original_fid"], rel=1e-4)
+
+
+def test_the_recipe_refuses(tmp_path, unlearned, recipe):
+    for argv, message in (
+        ([], "--models is missing"),
+        (["--models", tmp_path / "data"], "--original is missing"),
+        (["--models", unlearned, unlearned], "same name"),
+        (["--models", unlearned, "--features", "vgg"], "'vgg' is no feature network"),
+        (["--models", unlearned, "--features", "none", "--corruptions", "center:9"], "hides everything"),
+        # A way of the command line takes the place of the run's.
+        (["--models", unlearned, "--forget_classes", "cow", "--features", "none"], "no class 'cow'"),
+        (["--models", unlearned, "--figures", "size", "--features", "none"], "'size' is no option to draw against"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recipe(*argv)

@@ -1,0 +1,93 @@
+"""Figures are looked at by people; here they must hold what they were given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_i2i_unlearn import (
+    InputError,
+    completion_grid,
+    embedding_map,
+    metric_curves,
+    plots,
+)
+from hf_i2i_unlearn.plots import SET_COLOURS
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would have been saved, before they are closed."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    yield figures
+    for figure in figures:
+        plt.close(figure)
+
+
+def test_grid_is_a_light_file(tmp_path):
+    columns = {"image": torch.rand(2, 1, 8, 8), "T(x)": torch.rand(2, 1, 8, 8)}
+    completion_grid({"retain": columns, "forget": columns}, tmp_path / "new" / "grid.png")
+    assert Image.open(tmp_path / "new" / "grid.png").size[0] > 300 and (tmp_path / "new" / "grid.png").stat().st_size < 200_000
+
+
+def test_lines_hold_the_rows(drawn):
+    rows = [
+        {"model": m, "set": s, "x": x, "fid": x * k, "original_fid": 1.0}
+        for m, k in (("a", 1), ("b", 2)) for s in ("retain", "forget") for x in (0.5, 0.1)
+    ]  # fmt: skip
+    metric_curves(rows, "x", {"fid": "FID", "accuracy": "not there"}, "unused.png")
+    (axis,) = drawn[0].axes
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    assert set(lines) == {"retain a", "forget a", "retain b", "forget b", "retain original", "forget original"}
+    assert lines["forget b"].get_xydata().tolist() == [[0.1, 0.2], [0.5, 1.0]]  # in order
+    assert lines["retain original"].get_ydata().tolist() == [1.0, 1.0]
+    assert lines["retain a"].get_color() == SET_COLOURS["retain"]
+    assert lines["retain a"].get_linestyle() != lines["forget a"].get_linestyle()  # told apart without colour
+    assert lines["retain a"].get_marker() != lines["retain b"].get_marker()
+
+
+def test_runs_of_an_ablation_make_one_line(drawn):
+    rows = [{"model": f"m{a}", "set": s, "alpha": a, "fid": 10 * a} for a in (1.0, 0.25, 0.05) for s in ("retain", "forget")]
+    metric_curves(rows, "alpha", {"fid": "FID"}, "unused.png", log=True)
+    lines = {line.get_label(): line for line in drawn[0].axes[0].get_lines()}
+    assert lines["forget"].get_xydata().tolist() == [[0.05, 0.5], [0.25, 2.5], [1.0, 10.0]]
+    assert drawn[0].axes[0].get_xscale() == "log"
+
+
+def test_words_make_bars(drawn):
+    rows = [{"model": n, "set": s, "noise": n, "fid": len(n)} for n in ("uniform", "normal") for s in ("retain", "forget")]
+    metric_curves(rows, "noise", {"fid": "FID"}, "unused.png")
+    axis = drawn[0].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["normal", "uniform"]
+    assert [bar.get_height() for bar in axis.patches] == [6, 7, 6, 7]
+    assert axis.patches[0].get_hatch() != axis.patches[2].get_hatch()
+
+
+def test_numbers_among_words_are_in_order(drawn):
+    rows = [{"model": n, "set": s, "per": n, "fid": 1} for n in ("all", "100", "5") for s in ("retain", "forget")]
+    metric_curves(rows, "per", {"fid": "FID"}, "unused.png")
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == ["5", "100", "all"]
+
+
+def test_embedding_map(drawn):
+    """Two far clusters stay apart, and every picture is drawn once per panel."""
+    pytest.importorskip("sklearn")
+    generator = torch.Generator().manual_seed(0)
+
+    def cloud(direction):
+        return 10 * torch.eye(5)[direction] + torch.randn(12, 5, generator=generator)
+
+    groups = {"retain true": cloud(0), "retain ours": cloud(0), "forget true": cloud(1), "forget ours": cloud(2)}
+    embedding_map(groups, "unused.png")
+    (axis,) = drawn[0].axes
+    points = {c.get_label(): np.array(c.get_offsets()) for c in axis.collections}
+    assert set(points) == {"retain, true", "retain, completed", "forget, true", "forget, completed"}
+    assert all(len(p) == 12 for p in points.values())
+    centre = {k: p.mean(0) for k, p in points.items()}
+    together = np.linalg.norm(centre["retain, true"] - centre["retain, completed"])
+    apart = np.linalg.norm(centre["forget, true"] - centre["forget, completed"])
+    assert apart > 3 * together
+    with pytest.raises(InputError, match="t-SNE of 4 pictures"):
+        embedding_map({"retain true": torch.rand(2, 3), "retain a": torch.rand(2, 3)}, "unused.png")
