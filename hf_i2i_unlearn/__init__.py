@@ -4,11 +4,15 @@ The public names; everything else is an implementation detail.
 """
 
 from . import demo
+from .audit import AuditArguments, audit_section, run_audit
+from .audit.run import family_options
+from .classification import ClassifierTrainer, LabelledPictures, ViewCollator
 from .cli import JsonDict, command_line, parse, refuse_full_folder, run, write_run
 from .config import UnlearningConfig
 from .corruptions import (
     CORRUPTION_HELP,
     CenterCrop,
+    CenterRatio,
     Corruption,
     Extend,
     Outpaint,
@@ -23,16 +27,47 @@ from .data import (
     ImageReader,
     PairCollator,
     SingleImages,
+    SingleImageStream,
     load_processor,
     pixel_batches,
     undecoded,
 )
 from .errors import InputError
-from .evaluation import Evaluator, completions, markdown_table
+from .evaluation import (
+    REGIONS,
+    Evaluator,
+    completions,
+    embeddings,
+    feature_rows,
+    feature_table,
+    markdown_table,
+)
+from .features import FEATURES_HELP, FeatureNetwork, hash_weights, load_features
+from .hub import PushError, push
 from .job import RunArguments, prepare_run, unlearn
+from .loading import DEMOS, load_model
+from .lora import add_patch, load_patches, merge
 from .methods import DISTANCES, METHODS, Method, information_bound
-from .model_card import inherited_license, write_card
-from .models import I2IMAE, I2IMage, I2IModel, I2IUNet, palette_config
+from .metrics import (
+    Accuracy,
+    CosineSimilarity,
+    GaussianStatistics,
+    InceptionScore,
+    frechet_distance,
+)
+from .model_card import inherited_license, update_card, write_card
+from .models import (
+    I2IMAE,
+    I2ILatentUNet,
+    I2IMage,
+    I2IModel,
+    I2IPaletteUNet,
+    I2IPlainUNet,
+    I2IUNet,
+    palette_config,
+)
+from .models.mage_hf import MageConfig, MageModel
+from .models.mage_training import MageTokenizerTraining, MageTransformerTraining
 from .noise import (
     NOISE_HELP,
     BatchMatched,
@@ -44,8 +79,10 @@ from .noise import (
     Uniform,
     make_noise,
 )
-from .plots import completion_grid, frontier
+from .plots import completion_grid, embedding_map, frontier, metric_curves
 from .pretraining import PretrainingConfig, PretrainingTrainer
+from .progress import loss_curve
+from .report import ReportArguments, write_report
 from .selection import (
     Selection,
     by_classes,

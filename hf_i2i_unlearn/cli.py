@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import re
 import shlex
 import sys
 from dataclasses import MISSING, fields
@@ -14,12 +13,14 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .errors import InputError
+from .hub import PushError
 
 # Of the 120 options of TrainingArguments, those that a first reader may want. --help_all shows the rest.
 COMMON = {
     "output_dir", "alpha", "distance", "learning_rate", "muon_learning_rate", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "eval_steps", "save_steps", "bf16", "use_cpu",
-    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers",
+    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
+    "hub_private_repo", "hub_revision", "hub_token",
 }  # fmt: skip
 
 
@@ -80,12 +81,12 @@ def _read_yaml(file, known):
 
 
 def run(main) -> None:
-    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback."""
+    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push in 1."""
     try:
         main()
-    except InputError as error:
+    except (InputError, PushError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def refuse_full_folder(output_dir: str, resuming: bool) -> None:
@@ -98,10 +99,10 @@ def refuse_full_folder(output_dir: str, resuming: bool) -> None:
         raise InputError(f"The output folder '{output_dir}' is not empty; choose another --output_dir, empty it{hint}.")
 
 
-def write_run(path, *instances) -> None:
+def write_run(path, *instances, leave_out=()) -> None:
     """Write the options of a run as YAML that `--config` reads: ours in full, the Trainer's where they are not the default.
 
-    Access tokens are left out.
+    Access tokens are left out, and the options named in `leave_out`.
     """
     options = {}
     for instance in instances:
@@ -113,7 +114,8 @@ def write_run(path, *instances) -> None:
                 else option.default
             )
             ours = not isinstance(instance, TrainingArguments) or option.name in vars(type(instance))["__annotations__"]
-            if "token" not in option.name and option.init and (ours or value != default):
+            secret = "token" in option.name or option.name in leave_out
+            if not secret and option.init and (ours or value != default):
                 options[option.name] = _plain(value)
     Path(path).write_text(yaml.safe_dump(options, sort_keys=False))
 
@@ -129,10 +131,15 @@ def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def command_line(recipe: str) -> str:
-    """The command that is running, for a card; the value of any option that holds a token is left out."""
-    words = [re.sub(r"^(--\w*token)=.*", r"\1=...", word) for word in sys.argv[1:]]
-    words = [
-        "..." if before.startswith("--") and before.endswith("token") else word for before, word in zip(["", *words], words)
-    ]
+def command_line(recipe: str, leave_out=()) -> str:
+    """The command that is running, for a card; the values of tokens, and of the options in `leave_out`, are replaced by dots."""
+    words, hidden = [], False
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            option, given, _ = word.partition("=")
+            name = option[2:].replace("-", "_")
+            hidden = name.endswith("token") or name in leave_out
+            words += [f"{option}=..." if given else option, *([] if given else ["..."])] if hidden else [word]
+        elif not hidden:
+            words.append(word)
     return shlex.join(["accelerate", "launch", recipe, *words])

@@ -20,6 +20,9 @@ from .data import (
 )
 from .errors import InputError
 from .evaluation import Evaluator, completions, markdown_table
+from .hub import check_access
+from .loading import DEMOS, split_patch
+from .lora import add_patch, load_patches, merge, original_of
 from .model_card import inherited_license, write_card
 from .models.base import I2IModel
 from .noise import NOISE_HELP, make_noise
@@ -43,25 +46,70 @@ class RunArguments(SplitArguments):
     )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid."})
 
+    # A patch instead of a checkpoint
+    lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train LoRA adapters on the encoder instead of its weights; the result is a patch of the original, to be "
+            "loaded by peft. The default alpha suits the learning rate of a full run."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float = field(default=32, metadata={"help": "Scale of the adapters is lora_alpha / lora_rank."})
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the encoder to adapt, by the ends of their names, such as q_proj v_proj (too few to forget well); "
+            "all linear layers if not given, of U-Nets the convolutions too."
+        },
+    )
+    patches: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Patches (folders or Hub ids) that lie below: the run starts from the original with them on, and leaves "
+            "them as they are. A patch given as --model brings its original and those below it."
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "With --lora: write a full checkpoint with all patches merged in, not a patch."}
+    )
 
-def prepare_run(training: UnlearningConfig) -> None:
+    def __post_init__(self):
+        if self.merge and not self.lora:
+            raise InputError(
+                "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."
+            )
+
+
+def prepare_run(training: UnlearningConfig, args: RunArguments | None = None) -> None:
     """Before any model is loaded: refuse what cannot work, seed everything, leave one progress bar.
 
+    Where `args.model` is a patch, its original takes its place, and it and those below it go to the front of `args.patches`.
+
     Raises:
-        InputError: a full output folder, or the wish to push.
+        InputError: a full output folder, a patch without an original, or no permission to push.
     """
-    if training.push_to_hub:
-        raise InputError(
-            "--push_to_hub is not there yet; upload the finished folder: hf upload <repo> <folder> --exclude 'checkpoint-*'."
-        )
-    with PartialState().main_process_first():
+    state = PartialState()
+    with state.main_process_first():
         refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
     disable_progress_bar()
+    if args is not None:
+        original, patches = split_patch(args.model)
+        if patches:
+            args.model = original
+            args.patches = [*patches, *(args.patches or [])]
+    if training.push_to_hub and state.is_main_process:
+        training.hub_model_id = check_access(
+            training.hub_model_id or Path(training.output_dir).resolve().name, training.hub_private_repo,
+            training.hub_revision, training.hub_token,
+        )  # fmt: skip
     set_seed(training.seed)
 
 
 def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, processor, path: str, recipe: str) -> dict:
-    """Unlearn, evaluate, and write checkpoint, processor, card, picture, figures and options to `training.output_dir`.
+    """Unlearn, evaluate, and write checkpoint or patch, processor, card, picture, figures and options to `training.output_dir`.
+
+    With `training.push_to_hub` the finished folder is then pushed.
 
     Args:
         model: the original model; it is trained in place. processor: its image processor. path: where both came from.
@@ -69,8 +117,14 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
 
     Returns:
         What `Evaluator` returned.
+
+    Raises:
+        InputError: what cannot work, before training starts. PushError: the push failed; the folder is whole.
     """
-    folder, original = Path(training.output_dir), model.frozen_copy()
+    folder = Path(training.output_dir)
+    base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
+    summary = _patch(model, args, base_model)
+    original = original_of(model)
     corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
     splits = build_splits(args)
@@ -93,27 +147,33 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         augment=AUGMENTATIONS[args.augment],
         on_corrupt=args.on_corrupt,
     )
+    if summary and trainer.is_world_process_zero():
+        print(summary)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
 
     result = Evaluator(
         original, rows, reader, eval_corruption, training.per_device_eval_batch_size, training.seed, trainer.accelerator
     )(model)
     bound = trainer.bound_report()
+    if trainer.is_world_process_zero():
+        models = {"before": original, "after": model}
+        grid = {
+            name: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures])
+            for name, r in rows.items()
+        }
+        completion_grid(grid, folder / "before_after.png")
+    if args.merge:
+        merge(model)
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return result
-    models = {"before": original, "after": model}
-    grid = {
-        name: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures])
-        for name, r in rows.items()
-    }
-    completion_grid(grid, folder / "before_after.png")
-    write_run(folder / "run.yaml", args, training)
+    private = () if args.card_names else ("forget_values", "forget_rows")
+    write_run(folder / "run.yaml", args, training, leave_out=private)
     (folder / "figures.json").write_text(json.dumps(result | ({"retain_bound": bound} if bound else {}), indent=1))
     write_card(
         folder,
         model=model,
-        base_model=args.model,
+        base_model=base_model,
         license=inherited_license(path),
         result=result,
         description=splits.description,
@@ -122,9 +182,11 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         eval_corruption=eval_corruption,
         noise=noise,
         bound=bound,
+        patch=summary,
+        below=args.patches,
         steps=trainer.state.global_step,
         skipped=trainer.skipped,
-        command=command_line(recipe),
+        command=command_line(recipe, private),
         picture="before_after.png",
     )
     if bound:
@@ -132,5 +194,17 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         print(
             f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}."
         )
-    print(f"\n{markdown_table(result)}\n\nIn {folder}: the checkpoint, its card (README.md) and before_after.png.")
+    what = "patch" if model.patch else "checkpoint"
+    print(f"\n{markdown_table(result)}\n\nIn {folder}: the {what}, its card (README.md) and before_after.png.")
+    if training.push_to_hub:
+        print(f"Pushed: {trainer.push_to_hub()}")
     return result
+
+
+def _patch(model: I2IModel, args: RunArguments, base_model: str) -> str | None:
+    """Put the patches below on the model, and the one to be trained; a line on the latter."""
+    if args.patches:
+        load_patches(model, args.patches)
+        if not args.lora:  # a full run goes on from the patched weights
+            merge(model)
+    return add_patch(model, base_model, args.lora_rank, args.lora_alpha, args.lora_targets) if args.lora else None

@@ -1,5 +1,6 @@
 """From a `datasets` source and a takedown request to the four sets of a run: forget and retain, to train and to evaluate."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import datasets
@@ -76,6 +77,13 @@ class SplitArguments(SourceArguments):
     )
     proxy_dataset: str | None = field(default=None, metadata={"help": "Dataset that stands in for the retain set in training."})
     eval_samples: int = field(default=500, metadata={"help": "Pictures per set for the figures, evenly spread; 0 = all."})
+    card_names: bool = field(
+        default=False,
+        metadata={
+            "help": "Name the forget pictures (file names, values, rows) in the card and in run.yaml. They may be those of the "
+            "people concerned, so otherwise there is a count, and of files and rows a hash, by which they can be checked."
+        },
+    )
 
 
 @dataclass
@@ -127,7 +135,7 @@ def build_splits(args: SplitArguments) -> Splits:
         eval_retain,
         {
             "dataset": args.dataset,
-            "forget": _describe(args),
+            "forget": _describe_request(args, forget_by),
             "forget_size": str(len(forget)) if hasattr(forget, "__len__") else "streamed",
             "retain": _describe_retain(args),
             "retain_availability": _describe_availability(args),
@@ -260,6 +268,21 @@ def _describe(args) -> str:
     if args.forget_values:
         return f"{args.forget_column} in {', '.join(map(str, args.forget_values))}"
     return f"rows {args.forget_rows}" if args.forget_rows else "a list of pictures"
+
+
+def _describe_request(args, forget_by) -> str:
+    """What was forgotten, for a card: without the names of single pictures or people, unless they are wanted there."""
+    names = sorted(map(str, forget_by.values))
+    if args.forget_classes or (args.card_names and not args.forget_list):
+        return _describe(args)
+    if args.card_names:
+        return f"the list {', '.join(names)}"
+    if args.forget_values:
+        return f"{len(args.forget_values)} value(s) of the column '{args.forget_column}', not named here"
+    # As `LC_ALL=C sort -u list.txt | sha256sum` prints it, for a list without comments.
+    digest = hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    what = "row numbers" if args.forget_rows else "lines"
+    return f"a list of {len(names)} {what}, not named here; sha256 of the sorted list: {digest}"
 
 
 def _describe_retain(args) -> str:

@@ -27,6 +27,8 @@ from .data import (
 )
 from .errors import InputError
 from .evaluation import Evaluator
+from .hub import check_access, push
+from .lora import original_of
 from .methods import DISTANCES, METHODS
 from .models.base import I2IModel, TrainingLoss
 from .noise import Noise, StandardNormal
@@ -42,7 +44,9 @@ class I2ITrainer(Trainer):
 
     The stock Trainer saves a U-Net without its config and resumes a ViTMAE with its layers at their initial values
     (key names differ on disk, and it loads with strict=False). Both go through the model's `save_pretrained` /
-    `from_pretrained` here.
+    `from_pretrained` here; of a model with a patch, the patch alone is saved and loaded.
+
+    `push_to_hub` uploads the finished output folder, once, and never a checkpoint.
     """
 
     loss_is_scaled_for_ga = False  # compute_loss returns the mean of its own micro-batch
@@ -112,7 +116,7 @@ class I2ITrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
-        self.i2i.save_pretrained(folder)
+        (self.i2i.patch or self.i2i).save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         # In place of the pickled arguments of the stock Trainer, which nobody should have to unpickle.
@@ -121,8 +125,30 @@ class I2ITrainer(Trainer):
             weights = {name: p.contiguous() for name, p in zip(self._trained(), self.ema.shadow_params)}
             save_file(weights, folder / EMA_FILE, metadata={"step": str(self.ema.optimization_step)})
 
+    def init_hf_repo(self, token=None, private=None):
+        if self.is_world_process_zero():
+            args = self.args
+            args.hub_model_id = check_access(
+                args.hub_model_id or Path(args.output_dir).resolve().name,
+                args.hub_private_repo,
+                args.hub_revision,
+                args.hub_token,
+            )
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call=True)  # the card is not written yet, so nothing is pushed
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        pass
+
+    def push_to_hub(self, **kwargs) -> str | None:
+        """Upload the output folder as it is (`hub.push`), by the main process. Returns its address."""
+        if self.is_world_process_zero():
+            args = self.args
+            return push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_revision, args.hub_token)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.i2i.load_weights(resume_from_checkpoint)
+        (self.i2i.patch or self.i2i).load_weights(resume_from_checkpoint)
         self._load_ema(resume_from_checkpoint)
 
     def _load_ema(self, folder):
@@ -135,7 +161,7 @@ class I2ITrainer(Trainer):
         logger.info(
             "Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model
         )
-        self.i2i.load_weights(self.state.best_model_checkpoint)
+        (self.i2i.patch or self.i2i).load_weights(self.state.best_model_checkpoint)
         self._load_ema(self.state.best_model_checkpoint)
 
 
@@ -188,7 +214,7 @@ class UnlearningTrainer(I2ITrainer):
         eval_dataset: {"forget": rows, "retain": rows} of undecoded rows, or None for no evaluation during training.
         eval_corruption: T in evaluation; `corruption` if None.
         noise: the distribution of n; N(0, I) if None.
-        original: the original model; a frozen copy of `model` if None.
+        original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off.
         augment, on_corrupt: see `ImageReader`.
 
     Raises:
@@ -236,9 +262,13 @@ class UnlearningTrainer(I2ITrainer):
         # Kept beside the model, never inside it, so that no checkpoint holds it.
         if original is model:
             raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
-        original = original or model.frozen_copy()
+        original = original or original_of(model)
         if self.method.space == "encoder":
             model.train_encoder_only()
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InputError(
+                "The model has nothing to train: put a new adapter on it (add_patch), or merge its patches (merge)."
+            )
         super().__init__(
             model=model if self.method.space == "encoder" else TrainingLoss(model),
             args=args,

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
     CORRUPTION_HELP,
+    DEMOS,
     I2IMAE,
     METHODS,
     NOISE_HELP,
@@ -40,7 +41,6 @@ from hf_i2i_unlearn import (
     command_line,
     completion_grid,
     completions,
-    demo,
     frontier,
     load_processor,
     make_noise,
@@ -60,7 +60,7 @@ class Arguments(SplitArguments):
     """What to compare."""
 
     family: str = field(default="mae", metadata={"choices": list(FAMILIES), "help": "What kind of model it is."})
-    model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo (mae)."})
+    model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or a demo: mnist-demo (mae), mnist-demo-unet, mnist-demo-mage."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}."})
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."}
@@ -99,7 +99,7 @@ def main():
         raise InputError(f"'{unknown[0]}' is no method; choose from {', '.join(METHODS)}.")
     folder = Path(training.output_dir)
     disable_progress_bar()
-    path = demo.MAE if args.model == "mnist-demo" else args.model
+    path = DEMOS.get(args.model, args.model)
     load = FAMILIES[args.family].from_pretrained
     original = load(path).frozen_copy()
     processor = load_processor(path)

@@ -16,11 +16,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
+    DEMOS,
     I2IUNet,
     InputError,
     RunArguments,
     UnlearningConfig,
-    demo,
     load_processor,
     parse,
     prepare_run,
@@ -37,7 +37,7 @@ class Arguments(RunArguments):
     """What to unlearn, and how pictures are generated. What is not given is as the model was saved, else the default in brackets."""
 
     model: str = field(
-        default="mnist-demo", metadata={"help": "The original: Hub id or folder of a pipeline or U-Net, or mnist-demo."}
+        default="mnist-demo-unet", metadata={"help": "The original: Hub id or folder of a pipeline or U-Net, or mnist-demo-unet."}
     )
     subfolder: str | None = field(default=None, metadata={"help": "Folder in it of a U-Net to be taken without its pipeline."})
     image_size: int | None = field(default=None, metadata={"help": "Pixels a side [what the U-Net's config says]."})
@@ -87,8 +87,8 @@ def processor_of(path, model):
 
 def main():
     args, training = parse((Arguments, DiffusionConfig), __doc__, demo=DEMO)
-    prepare_run(training)
-    path = demo.UNET if args.model == "mnist-demo" else args.model
+    prepare_run(training, args)
+    path = DEMOS.get(args.model, args.model)
     model = I2IUNet.from_pretrained(
         path, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size, patch_size=args.patch_size,
         combine=args.combine, train_time_embedding=args.train_time_embedding, prompt=args.prompt,

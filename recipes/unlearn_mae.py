@@ -8,10 +8,10 @@ The output folder holds the checkpoint, its card, a before/after picture, the fi
 from pathlib import Path
 
 from hf_i2i_unlearn import (
+    DEMOS,
     I2IMAE,
     RunArguments,
     UnlearningConfig,
-    demo,
     load_processor,
     parse,
     prepare_run,
@@ -24,8 +24,8 @@ DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mae.yaml"
 
 def main():
     args, training = parse((RunArguments, UnlearningConfig), __doc__, demo=DEMO)
-    prepare_run(training)
-    path = demo.MAE if args.model == "mnist-demo" else args.model
+    prepare_run(training, args)
+    path = DEMOS.get(args.model, args.model)
     unlearn(args, training, I2IMAE.from_pretrained(path), load_processor(path), path, "recipes/unlearn_mae.py")
 
 

@@ -1,8 +1,25 @@
-import pytest
-from huggingface_hub import EvalResult, ModelCard
+import hashlib
+import sys
 
-from hf_i2i_unlearn.errors import InputError
-from hf_i2i_unlearn.model_card import update_card
+import pytest
+import torch
+import yaml
+from conftest import make_dataset, make_mae
+from huggingface_hub import EvalResult, ModelCard
+from test_lora import outputs, randomise
+
+from hf_i2i_unlearn import (
+    InputError,
+    SplitArguments,
+    UnlearningConfig,
+    add_patch,
+    build_splits,
+    command_line,
+    load_model,
+    merge,
+    write_run,
+)
+from hf_i2i_unlearn.model_card import inherited_license, update_card, write_card
 
 CARD = """---
 license: mit
@@ -42,3 +59,137 @@ def test_update_card_replaces_its_section_and_its_results(tmp_path):
 def test_update_card_needs_a_card(tmp_path):
     with pytest.raises(InputError, match="no card"):
         update_card(tmp_path, "Audit", "text")
+
+
+FIGURES = {"count": 2, "mse": 1.0, "psnr": 2.0, "original_mse": 0.5, "original_psnr": 3.0, "drift": 0.1}
+DESCRIPTION = {
+    "dataset": "some/data", "forget": "classes cat", "forget_size": "2", "retain": "everything else", "retain_size": "3",
+    "retain_availability": "full", "evaluation": "split 'validation'",
+}  # fmt: skip
+
+
+def make_card(folder, model, patch=None, below=None, **changes):
+    options = {
+        "base_model": "some/original", "license": "mit", "result": {"forget": FIGURES, "retain": FIGURES},
+        "description": DESCRIPTION, "args": UnlearningConfig(str(folder), use_cpu=True), "corruption": "center:2",
+        "eval_corruption": "center:3", "noise": "N(0, I)", "bound": None, "steps": 7, "skipped": 0, "command": "the command",
+        "picture": "before_after.png",
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    return write_card(folder, model=model, patch=patch, below=below, **options | changes)
+
+
+def code(card):
+    return card.text.split("```python\n")[1].split("```")[0]
+
+
+def test_the_code_in_a_card_loads_the_whole_stack(tmp_path, monkeypatch):
+    """What the card says is run: original, first patch, and the second on top; or the merged whole."""
+    monkeypatch.chdir(tmp_path)
+    make_mae().save_pretrained("base")
+    for name, start, below in (("one", "base", None), ("two", "one", ["one"])):
+        model = load_model(start)
+        line = add_patch(model, "base")
+        randomise(model)
+        model.patch.save_pretrained(name)
+        card = make_card(tmp_path / name, model, line, below, base_model="base")
+        names, wanted = {}, outputs(model.eval(), "mae")[0]
+        exec(code(card), names)
+        other = make_mae()
+        other.model = names["model"].base_model.model
+        assert torch.equal(outputs(other.eval(), "mae")[0], wanted)
+    names["model"].base_model.set_adapter(["patch0"])
+    assert torch.equal(outputs(other, "mae")[0], outputs(load_model("one").eval(), "mae")[0])
+    assert 'The run started from the original with `one` on: "before" means that.' in card.text
+    assert card.data.library_name == "peft" and card.data.base_model_relation == "adapter"
+
+    merge(model)
+    model.save_pretrained("merged")
+    card = make_card(tmp_path / "merged", model, line, ["one"])
+    exec(code(card), names)
+    other.model = names["model"]
+    torch.testing.assert_close(outputs(other.eval(), "mae")[0], wanted, atol=1e-5, rtol=1e-5)
+    assert "All adapters are merged into the weights." in card.text and card.data.library_name == "transformers"
+
+
+def test_the_code_in_the_card_of_a_demo_patch(tmp_path):
+    model = load_model("mnist-demo")
+    line = add_patch(model, "mnist-demo")
+    model.patch.save_pretrained(tmp_path / "patch")
+    names = {}
+    exec(
+        code(make_card(tmp_path / "patch", model, line, base_model="mnist-demo")).replace(
+            '"patch"', repr(str(tmp_path / "patch"))
+        ),
+        names,
+    )
+    assert names["model"].peft_config["default"].base_model_name_or_path == "mnist-demo"
+
+
+def test_metadata(tmp_path, mae):
+    card = make_card(tmp_path / "hub", mae)
+    data = ModelCard.load(tmp_path / "hub" / "README.md").data
+    assert (data.base_model, data.base_model_relation, data.license) == ("some/original", "finetune", "mit")
+    assert data.datasets == ["some/data"] and data.to_yaml() == card.data.to_yaml()
+    found = {(r.dataset_config, r.metric_type, "before" in r.metric_name): r.metric_value for r in data.eval_results}
+    assert found == {
+        (s, m, before): FIGURES[("original_" if before else "") + m]
+        for s in ("forget", "retain") for m in ("mse", "psnr") for before in (True, False)
+    }  # fmt: skip
+    assert all("(center:3)" in r.metric_name for r in data.eval_results)
+    local = make_card(tmp_path / "local", mae, base_model=str(tmp_path), description=DESCRIPTION | {"dataset": str(tmp_path)})
+    assert local.data.base_model is None and local.data.datasets is None
+    assert str(tmp_path) not in local.data.to_yaml()
+    pushed = UnlearningConfig(str(tmp_path / "hub"), use_cpu=True, push_to_hub=True, hub_model_id="me/it")
+    assert 'from_pretrained("me/it")' in code(make_card(tmp_path / "hub", mae, args=pushed))
+    for part in (
+        "alpha = 0.25",
+        "N(0, I)",
+        "7 of 16 pairs",
+        "the command",
+        "## Audit",
+        "recipes/audit.py",
+        "## Limits",
+        "@inproc",
+    ):
+        assert part in card.text, part
+
+
+def test_the_license_is_inherited(tmp_path):
+    assert inherited_license(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert inherited_license(str(tmp_path)) == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("names", [False, True])
+@pytest.mark.parametrize(
+    "way, said, hashed",
+    [
+        ({"forget_classes": ["cat"]}, "classes cat", None),
+        ({"forget_column": "owner", "forget_values": ["person1", "person2"]}, "2 value(s) of the column 'owner', not", None),
+        ({"forget_rows": "3,10-11"}, "a list of 3 row numbers, not named here", b"10\n11\n3\n"),
+        ({"forget_list": "request"}, "a list of 2 lines, not named here", b"cat/002.png\ndog/007.png\n"),
+    ],
+)
+def test_nobody_is_named_unless_asked_for(tmp_path, monkeypatch, names, way, said, hashed):
+    make_dataset(16).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "request").write_text("# from the court\ndog/007.png\ncat/002.png\n")
+    monkeypatch.chdir(tmp_path)
+    description = build_splits(SplitArguments(dataset="train.parquet", eval_split=None, card_names=names, **way)).description
+    plain = {"classes cat", "owner in person1, person2", "rows 3,10-11", "the list cat/002.png, dog/007.png"}
+    assert (description["forget"] in plain) == (names or said == "classes cat")
+    if not names:
+        assert description["forget"].startswith(said)
+        assert (hashlib.sha256(hashed).hexdigest() if hashed else "") in description["forget"]
+        assert not any(word in str(description) for word in ("person1", "002.png", "10-11"))
+
+
+@pytest.mark.parametrize("given", [["--forget_values", "Jane Doe", "John"], ["--forget-values=Jane Doe"]])
+def test_command_and_options_leave_values_out(tmp_path, monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["x", *given, "--forget_column", "owner", "--alpha", "1"])
+    command = command_line("recipes/x.py", ("forget_values",))
+    assert "J" not in command and command.endswith("... --forget_column owner --alpha 1") and "values" in command
+    args = SplitArguments(forget_column="owner", forget_values=["Jane Doe"])
+    write_run(tmp_path / "run.yaml", args, leave_out=("forget_values",))
+    options = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert "forget_values" not in options and options["forget_column"] == "owner"

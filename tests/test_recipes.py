@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import yaml
 from conftest import make_dataset
 from diffusers import UNet2DModel
 from huggingface_hub import ModelCard
@@ -59,7 +61,7 @@ def assert_whole(folder, original):
             assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["vit.layernorm.weight"], after["vit.layernorm.weight"])
     card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model == str(original) or card.data.base_model == "mnist-demo"
+    assert card.data.base_model == ("mnist-demo" if original == demo.MAE else None)  # a folder of this machine is no Hub id
     results = card.data.eval_results
     assert {(r.dataset_config, r.metric_type) for r in results} == {
         (s, m) for s in ("forget", "retain") for m in ("mse", "psnr")
@@ -96,6 +98,36 @@ def test_own_model_and_own_pictures(checkpoint, photographs, tmp_path, streaming
     assert again.returncode == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
+    """--lora, then --model with the patch's folder, merged."""
+    done = launch(*options(checkpoint, photographs, tmp_path / "one"), "--lora", "--max_steps", 2, cwd=tmp_path)
+    assert "LoRA of rank 8 on 12 layers of the encoder (vit.layers.0.attention.q_proj" in done.stdout
+    names = {f.name for f in (tmp_path / "one").iterdir() if f.is_file()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "README.md", "before_after.png",
+        "figures.json", "run.yaml", "training_args.json",
+    }  # fmt: skip
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert (
+        f'original = ViTMAEForPreTraining.from_pretrained("{checkpoint}")' in card
+        and 'from_pretrained(original, "one")' in card
+    )
+    more = ["--forget_classes", "ant", "--max_steps", 2, "--merge"]
+    argv = [tmp_path / "one" if word == checkpoint else word for word in options(checkpoint, photographs, tmp_path / "two")]
+    launch(*argv, *more, "--lora", "--lora_targets", "q_proj", "v_proj", cwd=tmp_path)
+    merged = load_file(tmp_path / "two" / "model.safetensors")
+    original = load_file(Path(checkpoint) / "model.safetensors")
+    assert merged.keys() == original.keys() and not (tmp_path / "two" / "adapter_config.json").exists()
+    changed = {name for name in merged if not torch.equal(merged[name], original[name])}
+    # By the first patch all linear layers of the encoder.
+    assert changed and all(
+        re.fullmatch(r"vit\.layers\.\d\.(attention\.[qkvo]_proj|mlp\.fc[12])\.weight", name) for name in changed
+    )
+    assert yaml.safe_load((tmp_path / "two" / "run.yaml").read_text())["patches"] == [str(tmp_path / "one")]
+    bad = launch(*options(checkpoint, photographs, tmp_path / "three"), "--merge", cwd=tmp_path, check=False)
+    assert bad.returncode == 2 and "error: --merge merges the adapters of --lora" in bad.stderr
 
 
 def test_killed_and_resumed_equals_straight(checkpoint, photographs, tmp_path):
@@ -135,19 +167,20 @@ def test_bad_input_leaves_nothing_behind(checkpoint, photographs, tmp_path, chan
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_two_processes_end_with_the_weights_of_one(checkpoint, photographs, tmp_path):
+@pytest.mark.parametrize("lora", [False, True])
+def test_two_processes_end_with_the_weights_of_one(checkpoint, photographs, tmp_path, lora):
     """8 pairs a step as 1 process x 8 and as 2 processes x 4, with plain SGD, which a wrong gradient scale cannot escape."""
     weights = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         argv = [*options(checkpoint, photographs, folder), "--per_device_train_batch_size", 8 // processes, "--optim", "sgd",
-                "--learning_rate", 0.05, "--num_train_epochs", 2, "--corruption", "random:0.5"]  # fmt: skip
+                "--learning_rate", 0.05, "--num_train_epochs", 2, "--corruption", "random:0.5", *(["--lora"] if lora else [])]  # fmt: skip
         subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
              str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, argv)],
             cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True,
         )  # fmt: skip
-        weights.append(load_file(folder / "model.safetensors"))
+        weights.append(load_file(folder / ("adapter_model.safetensors" if lora else "model.safetensors")))
         figures = json.loads((folder / "figures.json").read_text())
         assert (figures["forget"]["count"], figures["retain"]["count"]) == (8, 8)
     for name in weights[0]:
