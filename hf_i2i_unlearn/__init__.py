@@ -5,7 +5,6 @@ The public names; everything else is an implementation detail.
 
 from . import demo
 from .audit import AuditArguments, audit_section, run_audit
-from .audit.run import family_options
 from .classification import ClassifierTrainer, LabelledPictures, ViewCollator
 from .cli import JsonDict, command_line, parse, refuse_full_folder, run, write_run
 from .config import UnlearningConfig
@@ -45,7 +44,7 @@ from .evaluation import (
 from .features import FEATURES_HELP, FeatureNetwork, hash_weights, load_features
 from .hub import PushError, push
 from .job import RunArguments, prepare_run, unlearn
-from .loading import DEMOS, load_model
+from .loading import DEMOS, family_options, load_model
 from .lora import add_patch, load_patches, merge
 from .methods import DISTANCES, METHODS, Method, information_bound
 from .metrics import (

@@ -108,7 +108,7 @@ class Evaluator:
             pixels, seeds = batch["pixel_values"].to(device), batch["seeds"]
             mask = self.corruption(model.grid, seeds[:, 0])
             before = self._original(name, number, pixels, mask, seeds[:, 1])
-            after = self._complete(model, pixels, mask, seeds[:, 1])
+            after = before if model is self._unwrapped() else self._complete(model, pixels, mask, seeds[:, 1])
             hole = model.hole(mask).to(device)
             if self.cross_validation:
                 hole = torch.ones_like(hole)

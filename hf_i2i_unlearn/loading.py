@@ -56,6 +56,22 @@ def load_model(path: str, patches: list[str] = (), **kwargs) -> I2IModel:
     return model
 
 
+def family_options(run: dict, generation_steps: int | None = None) -> dict:
+    """What `load_model` takes besides the path, from the options of a run (its run.yaml) of any family's recipe."""
+    names = {"denoising_steps": "steps", "decoding_steps": "steps"} | {
+        n: n for n in (
+            "subfolder", "image_size", "patch_size", "combine", "train_time_embedding", "temperature", "margin", "blank_hole",
+            "feather", "train_word_embeddings",
+        )
+    }  # fmt: skip
+    found = {names[key]: value for key, value in run.items() if key in names and value is not None}
+    if run.get("mask_rate") == "mage":
+        found["mask_rate"] = "mage"
+    if generation_steps is not None and "steps" in found:
+        found["steps"] = generation_steps
+    return found
+
+
 def split_patch(path: str, **hub) -> tuple[str, list[str]]:
     """A patch as its original and the patches on it, itself last; anything else as (path, []).
 

@@ -108,7 +108,7 @@ def build_splits(args: SplitArguments) -> Splits:
     """
     train = load_source(args.dataset, args.train_split, args.dataset_config, args.streaming)
     image = args.image_column
-    forget_by = _forget_selection(args, train)
+    forget_by = forget_selection(args, train)
     forget = select(train, forget_by, True, image)
     _refuse_empty(forget, "forget", _describe(args))
     if args.retain_dataset:
@@ -145,7 +145,7 @@ def build_splits(args: SplitArguments) -> Splits:
     )
 
 
-def _forget_selection(args, train) -> Selection:
+def forget_selection(args, train) -> Selection:
     ways = [
         name
         for name, given in {

@@ -17,7 +17,7 @@ from ..corruptions import CORRUPTION_HELP, Corruption, parse_corruption
 from ..data import ImageReader, load_processor, undecoded_column
 from ..errors import InputError
 from ..features import hash_weights
-from ..loading import DEMOS, load_model
+from ..loading import DEMOS, family_options, load_model
 from ..lora import merge
 from ..models.base import I2IModel
 from ..selection import (
@@ -29,7 +29,7 @@ from ..selection import (
     load_source,
     select,
 )
-from ..splits import SplitArguments, _forget_selection, build_splits
+from ..splits import SplitArguments, build_splits, forget_selection
 from .attacks import (
     Setting,
     best_relearning,
@@ -217,22 +217,6 @@ def split_arguments(args: AuditArguments, run: dict) -> SplitArguments:
     return SplitArguments(**known | given | whole)
 
 
-def family_options(run: dict, generation_steps: int | None = None) -> dict:
-    """What `load_model` takes besides the path, from the options of the family's recipe."""
-    names = {"denoising_steps": "steps", "decoding_steps": "steps"} | {
-        n: n for n in (
-            "subfolder", "image_size", "patch_size", "combine", "train_time_embedding", "temperature", "margin", "blank_hole",
-            "feather", "train_word_embeddings",
-        )
-    }  # fmt: skip
-    found = {names[key]: value for key, value in run.items() if key in names and value is not None}
-    if run.get("mask_rate") == "mage":
-        found["mask_rate"] = "mage"
-    if generation_steps is not None and "steps" in found:
-        found["steps"] = generation_steps
-    return found
-
-
 def default_masks(grid: tuple[int, int]) -> list[str]:
     """Masks of every kind that fit the grid: random ones, a smaller and a larger centre, each side, and all but the centre."""
     side = min(grid)
@@ -248,7 +232,7 @@ def build_sets(args: AuditArguments, split_args: SplitArguments) -> Sets:
     count, has_eval = args.samples, split_args.eval_split not in (None, "none")
     splits = build_splits(split_args)
     train = _source(split_args, split_args.train_split)
-    forget_by = _forget_selection(split_args, train)
+    forget_by = forget_selection(split_args, train)
     forget = select(train, forget_by, True, split_args.image_column)
     single = forget_by.column in (ROW_NUMBER, FILE_NAME)
     unseen, unseen_are = None, ""
