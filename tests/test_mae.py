@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -160,3 +161,9 @@ def test_wraps_only_what_it_knows():
         model = ViTMAEForPreTraining(config)
         model.config.image_size = (16, 32)
         I2IMAE(model)
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_single(tmp_path, mae):
+    copy.deepcopy(mae.model).half().save_pretrained(tmp_path)
+    assert {p.dtype for p in I2IMAE.from_pretrained(tmp_path).parameters()} == {torch.float32}
+    assert {p.dtype for p in I2IMAE.from_pretrained(tmp_path, dtype=torch.float16).parameters()} == {torch.float16}

@@ -37,7 +37,9 @@ class I2IMAE(I2IModel):
 
     @classmethod
     def from_pretrained(cls, path: str, **kwargs) -> "I2IMAE":
-        """Load a ViTMAE checkpoint (Hub id or folder). Raises InputError for a checkpoint of another kind."""
+        """Load a ViTMAE checkpoint (Hub id or folder), in float32 unless `dtype` is given: training wants it, even where the
+        checkpoint is in half precision. Raises InputError for a checkpoint of another kind."""
+        kwargs.setdefault("dtype", torch.float32)
         try:
             config = AutoConfig.from_pretrained(path, **_only(kwargs, "revision", "token", "subfolder"))
         except (OSError, ValueError) as error:
