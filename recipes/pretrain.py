@@ -2,12 +2,13 @@
 
     python recipes/pretrain.py --config recipes/configs/pretrain_mnist_mae.yaml
 
-made the weights of the embedded demo. `accelerate launch` runs it on several devices; a killed run goes on with
-`--resume_from_checkpoint true`. The result is a folder that `transformers` loads.
+made the weights of the embedded demo. MAGE takes two runs: `--family mage --stage tokenizer`, then `--stage transformer --init`
+with the folder of the first. `accelerate launch` runs it on several devices; a killed run goes on with
+`--resume_from_checkpoint true`. The result is a folder that `transformers` or `diffusers` loads.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -19,23 +20,33 @@ from hf_i2i_unlearn import (
     AUGMENTATIONS,
     I2IMAE,
     Evaluator,
+    I2IMage,
     I2IUNet,
     ImageReader,
+    InputError,
     JsonDict,
+    MageConfig,
+    MageModel,
+    MageTokenizerTraining,
+    MageTransformerTraining,
     PretrainingConfig,
     PretrainingTrainer,
     SingleImages,
+    SingleImageStream,
     SourceArguments,
     by_classes,
     first_rows,
     load_source,
+    loss_curve,
     palette_config,
     parse,
     parse_corruption,
+    pixel_batches,
     refuse_full_folder,
     run,
     select,
     undecoded,
+    write_run,
 )
 
 
@@ -43,18 +54,33 @@ from hf_i2i_unlearn import (
 class Arguments(SourceArguments):
     """The model and what it sees."""
 
-    family: str = field(default="mae", metadata={"choices": ["mae", "diffusion"], "help": "What to train."})
+    family: str = field(default="mae", metadata={"choices": ["mae", "diffusion", "mage"], "help": "What to train."})
     model: JsonDict = field(
         default_factory=JsonDict,
-        metadata={"help": "Fields of ViTMAEConfig, or arguments of palette_config, as JSON or in the YAML file."},
+        metadata={
+            "help": "Fields of ViTMAEConfig or MageConfig, or arguments of palette_config, as JSON or in the YAML file. With "
+            "--init: fields to change."
+        },
+    )
+    stage: str = field(
+        default="tokenizer",
+        metadata={"choices": ["tokenizer", "transformer"], "help": "MAGE: what to train; the transformer needs --init."},
+    )
+    init: str | None = field(default=None, metadata={"help": "MAGE: folder or Hub id whose tokenizer the transformer learns."})
+    dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
+    generation: JsonDict = field(
+        default_factory=JsonDict,
+        metadata={"help": "MAGE: steps, temperature and margin of the decoding, for samples and figures, as JSON or in YAML."},
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
-    denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for the figures."})
+    denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
     image_mean: list[float] = field(
-        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]."}
+        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]; MAGE does not normalise."}
     )
-    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Channel deviations."})
+    image_std: list[float] = field(
+        default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Channel deviations; MAGE does not normalise."}
+    )
     corruptions: JsonDict = field(
         default_factory=lambda: JsonDict({"random:0.75": 1.0}),
         metadata={"help": 'Corruptions and their shares of the steps, e.g. {"center:8": 0.7, "random:0.5": 0.3}.'},
@@ -64,65 +90,127 @@ class Arguments(SourceArguments):
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
     eval_samples: int = field(default=0, metadata={"help": "Pictures for the figures, evenly spread; 0 = all."})
+    samples: int = field(
+        default=8, metadata={"help": "Pictures to complete at every checkpoint, in samples/step-N.png; 0 = none."}
+    )
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
+
+
+def make_model(args: Arguments):
+    """A fresh model of the family. Raises InputError for options that it does not have or that do not fit each other."""
+    try:
+        if args.family == "mae":
+            return I2IMAE.from_config(ViTMAEConfig(**known_fields(args.model, ViTMAEConfig)))
+        if args.family == "diffusion":
+            return I2IUNet.from_config(palette_config(**args.model), patch_size=args.patch_size, steps=args.denoising_steps)
+        return make_mage(args)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The options of the {args.family} model do not fit: {error}") from error
+
+
+def make_mage(args: Arguments):
+    """A fresh MAGE; for its second stage with the tokenizer and, but for `args.model`, the configuration of `args.init`."""
+    changes = known_fields(args.model, MageConfig)
+    if args.stage == "tokenizer":
+        if args.init:
+            raise InputError("--init goes with --stage transformer; a tokenizer is trained from nothing.")
+        return MageTokenizerTraining(MageModel(MageConfig(**changes)), **args.generation)
+    if args.init is None:
+        raise InputError("--stage transformer needs --init: the folder that --stage tokenizer wrote.")
+    trained = I2IMage.from_pretrained(args.init).model
+    shared = {
+        name for name in changes if name.startswith(("tokenizer_", "codebook_")) or name in ("image_size", "num_channels")
+    }
+    if differing := sorted(name for name in shared if changes[name] != getattr(trained.config, name)):
+        raise InputError(
+            f"--model changes {', '.join(differing)}, which the tokenizer of --init was not trained with; leave it out."
+        )
+    model = MageModel(MageConfig(**trained.config.to_dict() | {"dtype": None} | changes))
+    model.vqgan.load_state_dict(trained.vqgan.state_dict())
+    return MageTransformerTraining(model, args.dropout, **args.generation)
+
+
+def known_fields(options: dict, config) -> dict:
+    """The options, all of which must be fields of a configuration class."""
+    known = {option.name for option in fields(config)}
+    for name in options:
+        if name not in known:
+            raise InputError(f"--model names '{name}', which {config.__name__} does not have.")
+    return dict(options)
 
 
 def main():
     args, training = parse((Arguments, PretrainingConfig), __doc__)
-    resuming = bool(training.resume_from_checkpoint)
     with PartialState().main_process_first():
-        refuse_full_folder(training.output_dir, resuming)
+        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
 
     set_seed(training.seed)
-    if args.family == "mae":
-        model = I2IMAE.from_config(ViTMAEConfig(**args.model))
-    else:
-        config = palette_config(**args.model)
-        model = I2IUNet.from_config(config, patch_size=args.patch_size, steps=args.denoising_steps)
+    model = make_model(args)
     height, width = model.image_size
     processor = ViTImageProcessorPil(
-        size={"height": height, "width": width}, image_mean=args.image_mean, image_std=args.image_std, resample=3
-    )
+        size={"height": height, "width": width}, resample=3,
+        **{"do_normalize": False} if args.family == "mage" else {"image_mean": args.image_mean, "image_std": args.image_std},
+    )  # fmt: skip
 
-    def pictures(split):
-        source = load_source(args.dataset, split, args.dataset_config)
+    def pictures(split, streaming=False):
+        source = load_source(args.dataset, split, args.dataset_config, streaming)
         if args.classes:
             source = select(source, by_classes(source, args.classes, args.label_column), True, args.image_column)
         return undecoded(source, args.image_column)
 
-    dataset = pictures(args.train_split)
+    dataset = pictures(args.train_split, args.streaming)
+    evaluating = args.eval_split not in (None, "none")
+    rows = first_rows(pictures(args.eval_split), args.eval_samples) if evaluating else []
     corruptions = {parse_corruption(text): share for text, share in args.corruptions.items()}
     trainer = PretrainingTrainer(
         model,
         training,
-        SingleImages(dataset, training.seed),
+        (SingleImageStream if args.streaming else SingleImages)(dataset, training.seed),
         processor,
         corruptions,
         AUGMENTATIONS[args.augment],
         args.on_corrupt,
+        (rows or first_rows(dataset, args.samples))[:: max(1, len(rows) // max(1, args.samples))][: args.samples],
     )
-    weights = sum(p.numel() for p in model.parameters())
-    print(f"{weights:,} weights, {len(dataset):,} pictures, {trainer.args.world_size} process(es)")
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    count = "a stream of" if args.streaming else f"{len(dataset):,}"
+    print(f"{weights:,} weights to train, {count} pictures, {trainer.args.world_size} process(es)")
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
 
-    figures = {}
-    if args.eval_split not in (None, "none"):
-        rows = first_rows(pictures(args.eval_split), args.eval_samples)
-        reader = ImageReader(processor, model.channels, None, args.on_corrupt)
-        for corruption in corruptions:
-            evaluator = Evaluator(
-                model, {args.eval_split: rows}, reader, corruption, seed=training.seed, accelerator=trainer.accelerator
-            )
-            result = evaluator(model)[args.eval_split]
-            figures[str(corruption)] = {k: result[k] for k in ("count", "mse", "psnr")}
-            print(
-                f"{corruption}: hole MSE {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB on {result['count']} {args.eval_split} pictures"
-            )
+    if args.half:
+        model.to(torch.float16).float()  # the figures are those of the rounded weights
+    figures = evaluate(model, rows, corruptions, processor, args, trainer) if evaluating else {}
+    if args.half:
+        model.to(torch.float16)
+    trainer.save_model()
     if trainer.is_world_process_zero():
-        if args.half:
-            model.to(torch.float16)
-        trainer.save_model()
-        (Path(training.output_dir) / "figures.json").write_text(json.dumps(figures, indent=1))
+        folder = Path(training.output_dir)
+        write_run(folder / "run.yaml", args, training)
+        loss_curve(trainer.state.log_history, folder / "loss.png")
+        (folder / "figures.json").write_text(json.dumps(figures, indent=1))
+
+
+def evaluate(model, rows, corruptions, processor, args, trainer) -> dict:
+    """Figures of the result on pictures that it was not trained on: of the reconstruction, or of the completion by T."""
+    reader = ImageReader(processor, model.channels, None, args.on_corrupt)
+    if isinstance(model, MageTokenizerTraining):
+        result = model.eval().figures(pixel_batches(rows, reader))
+        print(
+            f"reconstruction: PSNR {result['psnr']:.1f} dB, {result['codes_used']} codes used, perplexity "
+            f"{result['perplexity']:.0f}, on {result['count']} {args.eval_split} pictures"
+        )
+        return {"reconstruction": result}
+    figures = {}
+    for corruption in corruptions:
+        evaluator = Evaluator(
+            model, {args.eval_split: rows}, reader, corruption, seed=trainer.args.seed, accelerator=trainer.accelerator
+        )
+        result = evaluator(model)[args.eval_split]
+        figures[str(corruption)] = {k: result[k] for k in ("count", "mse", "psnr")}
+        print(
+            f"{corruption}: hole MSE {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB on {result['count']} {args.eval_split} pictures"
+        )
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Make a MAGE model (VQ-GAN tokens) forget pictures (eq. 10 of "Machine Unlearning for Image-to-Image Generative Models").
 
-It needs --model (a folder or Hub id with a `MageModel` and its image processor, which must not normalise), --dataset, and one
-of --forget_classes, --forget_list, --forget_rows, --forget_values. A published checkpoint is converted first:
+Without options it runs the embedded demo: a small MAGE forgets the digits 5-9 of MNIST, offline, in two minutes. With your
+own: --model (a folder or Hub id with a `MageModel` and its image processor, which must not normalise), --dataset, and one of
+--forget_classes, --forget_list, --forget_rows, --forget_values. A published checkpoint is converted first:
 `python -m hf_i2i_unlearn.conversion_mage --help`. The output folder is as for masked autoencoders; it loads with
 `transformers.AutoModel` and trust_remote_code. Output methods train with the token cross-entropy, for no discriminator was
 released. The released code's training is --corruption random:0.5 --mask_rate mage --blank_hole false --noise batch
@@ -9,12 +10,13 @@ released. The released code's training is --corruption random:0.5 --mask_rate ma
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hf_i2i_unlearn import (
     I2IMage,
-    InputError,
     RunArguments,
     UnlearningConfig,
+    demo,
     load_processor,
     parse,
     prepare_run,
@@ -22,12 +24,13 @@ from hf_i2i_unlearn import (
     unlearn,
 )
 
+DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mage.yaml"
+
 
 @dataclass
 class Arguments(RunArguments):
     """What to unlearn, what the encoder is given, and how pictures are generated for the figures."""
 
-    model: str | None = field(default=None, metadata={"help": "The original checkpoint: Hub id or folder of a MageModel."})
     decoding_steps: int = field(default=20, metadata={"help": "Steps of iterative decoding."})
     temperature: float = field(default=6.0, metadata={"help": "Temperature of its confidence noise."})
     margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
@@ -52,18 +55,17 @@ class Arguments(RunArguments):
 
 
 def main():
-    args, training = parse((Arguments, UnlearningConfig), __doc__)
-    if args.model is None:
-        raise InputError("--model is missing: a folder or Hub id of a MageModel with its image processor.")
-    prepare_run(training)
+    args, training = parse((Arguments, UnlearningConfig), __doc__, demo=DEMO)
+    prepare_run(training, args)
+    path = demo.MAGE if args.model == "mnist-demo" else args.model
     model = I2IMage.from_pretrained(
-        args.model, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
+        path, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
         feather=args.feather,
     )  # fmt: skip
-    processor = load_processor(args.model)
+    processor = load_processor(path)
     model.check_processor(processor)
-    unlearn(args, training, model, processor, args.model, "recipes/unlearn_mage.py")
+    unlearn(args, training, model, processor, path, "recipes/unlearn_mage.py")
 
 
 if __name__ == "__main__":

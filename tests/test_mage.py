@@ -25,7 +25,7 @@ from hf_i2i_unlearn.models.mage_hf import (
     fill_hole,
     modeling_mage,
 )
-from hf_i2i_unlearn.models.mage_hf.modeling_mage import (
+from hf_i2i_unlearn.models.mage_hf.decoding_mage import (
     decoding_step,
     grow,
     masks_from_noise,
@@ -146,7 +146,7 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
 
     # The whole loop, fed with the same draws: skipped steps, schedule and temperatures are its own.
     draws = iter(zip(sampled, gumbel))
-    monkeypatch.setattr(modeling_mage, "_random", lambda *args: next(draws))
+    monkeypatch.setattr(modeling_mage, "draw_noise", lambda *args: next(draws))
     monkeypatch.setattr(modeling_mage, "sample_codes", lambda logits, uniform: uniform[None])
     first = model.tokenize(x["input.inpaint_masked_image"])
     final = model.complete_tokens(first, hidden, facts["num_iter"], facts["choice_temperature"])
@@ -314,7 +314,8 @@ def test_training_loss_falls():
 
 def test_tokenizer_trains(pixels):
     tokenizer = make_mage().vqgan.requires_grad_().train()
-    picture, codebook_loss = tokenizer(pixels)
+    picture, codebook_loss, ids = tokenizer(pixels)
+    assert torch.equal(ids, tokenizer.tokenize(pixels))
     torch.testing.assert_close(picture, tokenizer.decode_tokens(tokenizer.tokenize(pixels)))
     (F.mse_loss(picture, pixels) + codebook_loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tokenizer.parameters())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_dataset, make_mae
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from test_mage import make_mage
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -18,13 +19,18 @@ from hf_i2i_unlearn import (
     CenterCrop,
     ForgetRetainPairs,
     I2IMage,
+    ImageReader,
     InputError,
     RandomMask,
     StandardNormal,
     UnlearningConfig,
     UnlearningTrainer,
+    demo,
+    load_processor,
+    pixel_batches,
     undecoded,
 )
+from hf_i2i_unlearn.evaluation import hole_mse
 from hf_i2i_unlearn.models.base import FOR_SAMPLING, join, seeded
 from hf_i2i_unlearn.models.mage_hf import MageModel, fill_hole
 from hf_i2i_unlearn.objective import Objective
@@ -270,9 +276,40 @@ def test_loading_errors(tmp_path):
         I2IMage.from_pretrained(str(tmp_path / "part"))
 
 
-def launch(*argv, check=True):
+def launch(*argv, check=True, cwd=None):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *map(str, argv)], env=environment, capture_output=True, text=True, check=check)
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=check)
+
+
+def test_the_demo(tmp_path):
+    argv = [ROOT / "recipes" / "unlearn_mage.py", "--max_steps", 4, "--eval_samples", 10, "--disable_tqdm", "true"]
+    done = launch(*argv, cwd=tmp_path)
+    assert "| forget | 10 |" in done.stdout and "| retain | 10 |" in done.stdout
+    folder = tmp_path / "unlearned-mnist-mage"
+    before, after = load_file(Path(demo.MAGE) / "model.safetensors"), load_file(folder / "model.safetensors")
+    moved = {k for k in before if not torch.equal(before[k].float(), after[k])}
+    assert moved == {k for k in before if f"model.{k}".startswith(ENCODER)}
+    names = {f.name for f in folder.iterdir() if not f.name.startswith("checkpoint-")}
+    assert {"configuration_mage.py", "decoding_mage.py", "modeling_mage.py", "tokenizer_mage.py", "run.yaml"} <= names
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "mnist-demo"
+
+
+def test_the_embedded_model_completes_digits():
+    """Loaded in float32 from half precision and without code beside it, it beats black and the mean digit in the hole."""
+    assert not list(Path(demo.MAGE).glob("*.py"))
+    assert sum(f.stat().st_size for f in Path(demo.MAGE).iterdir()) < 3_000_000
+    model, processor = I2IMage.from_pretrained(demo.MAGE, margin=0).eval(), load_processor(demo.MAGE)
+    model.check_processor(processor)
+    reader, digits = ImageReader(processor, 1), demo.load_mnist()
+    mean = torch.cat(list(pixel_batches(list(undecoded(digits["train"]))[::10], reader))).mean(0)
+    x = torch.cat(list(pixel_batches(list(undecoded(digits["validation"]))[::10], reader)))
+    mask = CenterCrop(3)(model.grid, range(len(x)))
+    hole = model.hole(mask)
+    error = hole_mse(model.generate(x, mask, range(len(x))), x, hole).mean()
+    assert error < 0.8 * hole_mse(mean.expand_as(x), x, hole).mean() and error < 0.5 * hole_mse(0 * x, x, hole).mean()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_recipe(tmp_path):
@@ -305,8 +342,6 @@ torch.save(model.state_dict(), {str(tmp_path / "state.pt")!r})
     assert "trust_remote_code=True" in card.text
     assert "recipes/unlearn_mage.py" in card.text and "The decoder is the original's, bit for bit." in card.text
 
-    missing = launch(*argv, check=False)
-    assert missing.returncode == 2 and missing.stderr.strip().splitlines()[-1].startswith("error: --model is missing")
     make_processor(do_normalize=True).save_pretrained(tmp_path / "mage")
     refused = launch(*argv, "--model", tmp_path / "mage", "--output_dir", tmp_path / "other", check=False)
     assert refused.returncode == 2 and "error: The image processor normalises" in refused.stderr

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from ..errors import InputError
 from .base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
 from .mage_hf import MageModel, fill_hole
-from .mage_hf.modeling_mage import truncated_normal
+from .mage_hf.decoding_mage import truncated_normal
 
 MASK_RATES = (None, "mage")
 HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -90,13 +90,16 @@ class I2IMage(I2IModel):
 
         Args:
             The options of `I2IMage`, and revision, token, subfolder, cache_dir, local_files_only, dtype,
-            attn_implementation as in transformers.
+            attn_implementation as in transformers, but dtype is float32 if not given: training wants it, even where the
+            weights were saved in half precision.
 
         Raises:
             InputError: nothing there, a checkpoint of another kind, sizes that do not fit, or weights missing.
         """
         hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
-        loading = {name: kwargs.pop(name) for name in ("dtype", "attn_implementation") if name in kwargs}
+        loading = {"dtype": kwargs.pop("dtype", torch.float32)}
+        if "attn_implementation" in kwargs:
+            loading["attn_implementation"] = kwargs.pop("attn_implementation")
         try:
             kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type", "unknown")
         except (OSError, ValueError) as error:

@@ -7,7 +7,8 @@ package: a pushed checkpoint loads with `AutoModel.from_pretrained(..., trust_re
 from transformers import AutoConfig, AutoModel
 
 from .configuration_mage import MageConfig
-from .modeling_mage import MageModel, MageModelOutput, feathered_paste, fill_hole, paste
+from .decoding_mage import feathered_paste, fill_hole, paste
+from .modeling_mage import MageModel, MageModelOutput
 from .tokenizer_mage import MageTokenizer
 
 AutoConfig.register("mage", MageConfig)

@@ -39,6 +39,8 @@ class MageConfig(PreTrainedConfig):
         fill_color: what a hole is filled with before tokenization, one value in [0, 1] a channel (ImageNet's mean).
         keep_unused_tensors: keep the tensors of an original checkpoint that no forward reads, as buffers, so that the
             model can be converted back bit for bit. Set by the conversion.
+        initializer_range: deviation of fresh embeddings. The head reads the word embeddings without training them, so they
+            bound its logits: a narrow model that is trained from nothing wants about 1 / sqrt(hidden_size).
 
     Raises:
         ValueError: sizes that do not fit each other; the message names them.

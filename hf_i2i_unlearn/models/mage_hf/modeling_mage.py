@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -21,6 +20,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from .configuration_mage import MageConfig
+from .decoding_mage import (
+    decoding_step,
+    draw_noise,
+    feathered_paste,
+    fill_hole,
+    grow,
+    masks_from_noise,
+    paste,
+    sample_codes,
+    truncated_normal,
+)
 from .tokenizer_mage import MageTokenizer
 
 
@@ -75,6 +85,7 @@ class MageAttention(nn.Module):
         self.is_causal = False  # read by the library's SDPA function
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.attention_dropout = config.attention_dropout_prob
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
@@ -82,7 +93,7 @@ class MageAttention(nn.Module):
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, head_dim) each
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout_prob if self.training else 0.0
+        dropout = self.attention_dropout if self.training else 0.0
         output, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
         return self.dropout(self.proj(output.reshape(batch, length, width)))
 
@@ -425,7 +436,7 @@ class MageModel(PreTrainedModel):
             current = tokens[rows]  # (b, N)
             logits = self.code_logits(current)  # (b, N, codes)
             unknown = (current == mask_id).sum(1)  # (b,)
-            uniform, gumbel = _random(rows, total, generator, ids.device)  # (b, N) each
+            uniform, gumbel = draw_noise(rows, total, generator, ids.device)  # (b, N) each
             count = (unknown - 1).clamp_max(math.floor(total * left)).clamp_min(1)
             sampled = sample_codes(logits, uniform)
             result[rows], tokens[rows] = decoding_step(
@@ -447,105 +458,9 @@ class MageModel(PreTrainedModel):
             )
 
 
-# ------------------------------------------------------------------------------------------------------- pure functions
-
-
-def masks_from_noise(noise, dropped: int, masked: int):
-    """The `dropped` and the `masked` smallest of each row of noise (B, N), as two boolean masks (B, N)."""
-    rank = noise.argsort(1).argsort(1)
-    return rank < dropped, rank < masked
-
-
-def truncated_normal(uniform: float, mean: float, std: float, low: float, high: float) -> float:
-    """The quantile `uniform` in [0, 1] of a normal truncated to [low, high]."""
-
-    def below(x):
-        return (1 + math.erf((x - mean) / std / math.sqrt(2))) / 2
-
-    quantile = below(low) + uniform * (below(high) - below(low))
-    value = torch.special.ndtri(torch.tensor(quantile, dtype=torch.float64)).item()
-    return min(max(mean + std * value, low), high)
-
-
-def sample_codes(logits, uniform):
-    """Inverse-CDF sampling: logits (..., codes), uniform numbers in [0, 1) (...) -> codes (...)."""
-    cumulated = logits.softmax(-1).cumsum(-1)
-    # Scaled by the last sum, which rounding leaves a little off 1: no code of probability 0 is ever drawn.
-    threshold = uniform.unsqueeze(-1) * cumulated[..., -1:]
-    return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-
-
-def decoding_step(tokens, logits, sampled, gumbel, count, temperature: float, mask_token_id: int):
-    """One step of iterative decoding, given its random numbers.
-
-    Args:
-        tokens: (B, N), unknown ones are `mask_token_id`.
-        logits: of the codes, (B, N, codes).
-        sampled: codes drawn from them, (B, N).
-        gumbel: standard Gumbel noise, (B, N).
-        count: how many tokens of each sample become unknown again, (B,), at most those that are.
-        temperature: of the Gumbel noise.
-
-    Returns:
-        The completed codes (B, N), and the tokens of the next step (B, N).
-    """
-    unknown = tokens == mask_token_id
-    ids = torch.where(unknown, sampled, tokens)
-    log_p = logits.log_softmax(-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)  # (B, N)
-    confidence = torch.where(unknown, log_p + temperature * gumbel, math.inf)
-    rank = confidence.argsort(dim=1, stable=True).argsort(1)
-    return ids, ids.masked_fill(rank < count.unsqueeze(1), mask_token_id)
-
-
-def grow(mask, by: int):
-    """Boolean mask (B, 1, H, W), every True widened to a square of `by` on each side."""
-    return F.max_pool2d(mask.float(), 2 * by + 1, stride=1, padding=by) > 0
-
-
-def fill_hole(pixel_values, hole, color):
-    """The picture (B, C, H, W) with one colour (C values) in the hole (B, 1, H, W)."""
-    color = torch.tensor(color, dtype=pixel_values.dtype, device=pixel_values.device).view(1, -1, 1, 1)
-    return torch.where(hole, color, pixel_values)
-
-
-def paste(decoded, pixel_values, hole):
-    """The decoded picture, clamped to [0, 1], in the hole (B, 1, H, W), the given picture elsewhere."""
-    return torch.where(hole, decoded.clamp(0, 1), pixel_values)
-
-
-def feathered_paste(decoded, filled, hole, margin: int = 14, radius: int = 7):
-    """The reference's compositing: (B, C, H, W) in [0, 1].
-
-    The hole (B, 1, H, W) is grown by `margin` pixels and blurred by a Gaussian of `radius` pixels in 8 bit; this
-    weight blends the decoded picture into the FILLED input, so a trace of the fill colour is left near the hole.
-    """
-    weight = grow(hole, margin).to(torch.uint8).mul(255)  # (B, 1, H, W)
-    weight = torch.stack([_blur(one, radius) for one in weight.cpu()]).to(decoded) / 255
-    return (decoded * weight + filled * (1 - weight)).clamp(0, 1)
-
-
-def _blur(mask, radius):
-    """PIL's Gaussian blur (three box blurs, rounded to 8 bit) of a uint8 mask (1, H, W)."""
-    height, width = mask.shape[1:]
-    image = Image.frombytes("L", (width, height), bytes(mask.flatten().tolist()))
-    blurred = image.filter(ImageFilter.GaussianBlur(radius)).tobytes()
-    return torch.frombuffer(bytearray(blurred), dtype=torch.uint8).view(1, height, width)
-
-
 def _with_class_token(mask, value: bool):
     """(B, N) -> (B, 1 + N)."""
     return torch.cat([mask.new_full((len(mask), 1), value), mask], 1)
-
-
-def _random(rows, total, generator, device):
-    """Uniform and Gumbel noise (b, N) for the samples `rows` of a batch, from one generator or from each one's own."""
-    if isinstance(generator, list):
-        noise = torch.stack([torch.rand(2, total, generator=generator[r], device=generator[r].device) for r in rows], 1)
-    else:
-        noise = torch.rand(2, len(rows), total, generator=generator, device=device if generator is None else generator.device)
-    uniform, other = noise.to(device)  # (b, N) each
-    other = other.clamp_min(torch.finfo(other.dtype).tiny)  # no infinite noise: temperature 0 would make it NaN
-    return uniform, -torch.log(-torch.log(other))
 
 
 __all__ = ["MageModel", "MageModelOutput"]

@@ -129,6 +129,25 @@ class Quantizer(nn.Module):
         distance = z.square().sum(-1, keepdim=True) + codes.square().sum(-1) - 2 * z @ codes.t()  # (..., codes)
         return distance.argmin(-1)
 
+    @torch.no_grad()
+    def reseed(self, vectors, generator, everything=False):
+        """Replace the codes that no vector (n, dim) is nearest to, or all, by vectors; returns how many were replaced.
+
+        Each new code is drawn with a probability proportional to the squared distance from the codes so far (k-means++,
+        Arthur & Vassilvitskii 2007), so it serves what is served worst. `generator` is on the CPU.
+        """
+        codes, vectors = self.embedding.weight, vectors.float()
+        ids = self.nearest(vectors)
+        distance = (vectors - codes[ids]).square().sum(-1)  # (n,)
+        unused = (torch.bincount(ids, minlength=len(codes)) == 0).nonzero().flatten().tolist()
+        if everything:
+            unused, distance = list(range(len(codes))), torch.full_like(distance, 1e30)  # the first draw is uniform
+        for row in unused:
+            pick = torch.multinomial(distance.clamp_min(1e-12).double().cpu(), 1, generator=generator).item()
+            codes[row] = vectors[pick]
+            distance = distance.minimum((vectors - vectors[pick]).square().sum(-1))
+        return len(unused)
+
 
 class MageTokenizer(nn.Module):
     """The VQ-GAN. Pictures (B, C, H, W) have values in [0, 1], not normalised; tokens are in raster order."""
@@ -159,13 +178,18 @@ class MageTokenizer(nn.Module):
         """(B, rows, cols, codebook_dim) -> (B, C, H, W), not clamped."""
         return self.decoder(codes.permute(0, 3, 1, 2))
 
-    def forward(self, pixel_values, commitment=0.25):
-        """For training the tokenizer: (reconstruction (B, C, H, W), codebook loss (scalar)).
+    def quantized(self, z, commitment=0.25):
+        """For training: vectors (B, rows, cols, codebook_dim) -> (their codes, of the same shape, codebook loss, code numbers).
 
-        The loss moves codes towards vectors, and `commitment` times it vectors towards codes (van den Oord et al. 2017);
-        the gradient of the reconstruction passes straight through the codebook.
+        The loss, a scalar, moves codes towards vectors, and `commitment` times it vectors towards codes (van den Oord et al.
+        2017); the gradient of what is made of the codes passes straight through to the vectors.
         """
-        z = self.encode(pixel_values)
-        codes = self.quantize.embedding(self.quantize.nearest(z))
+        ids = self.quantize.nearest(z)
+        codes = self.quantize.embedding(ids)
         loss = F.mse_loss(codes, z.detach()) + commitment * F.mse_loss(z, codes.detach())
-        return self.decode(z + (codes - z).detach()), loss
+        return z + (codes - z).detach(), loss, ids
+
+    def forward(self, pixel_values):
+        """For training: (reconstruction (B, C, H, W), codebook loss (scalar), code numbers (B, rows, cols))."""
+        codes, loss, ids = self.quantized(self.encode(pixel_values))
+        return self.decode(codes), loss, ids

@@ -1,0 +1,165 @@
+"""MAGE as something to pretrain: its tokenizer first, by reconstruction, then its transformer on the frozen tokens."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .base import FOR_TRAINING, seeded
+from .mage import I2IMage
+from .mage_hf import MageModel, fill_hole
+from .mage_hf.modeling_mage import MageAttention
+
+
+class MageTokenizerTraining(I2IMage):
+    """The tokenizer of a MAGE model under its own loss: reconstruction + codebook + commitment (van den Oord et al. 2017).
+
+    Nothing else of the model trains. Codes that a batch does not use are replaced at intervals, see `before_step`. The
+    tokenizer stays in float32 under autocast.
+
+    Every second picture is given the tokens of another one in T, and has to be reconstructed with the other's pixels there.
+    A token then has to tell of its own pixels: convolutions and group norms look at the whole picture, and without this the
+    tokens of a small picture are one code for all of it, in which no part can be told from the others.
+
+    Args:
+        reseed_every: steps between replacements of unused codes. reseed_until: share of the run after which there are none.
+        options: those of `I2IMage`.
+    """
+
+    def __init__(self, model: MageModel, reseed_every: int = 100, reseed_until: float = 0.7, **options):
+        super().__init__(model, **options)
+        model.requires_grad_(False)
+        model.vqgan.requires_grad_(True)
+        self.reseed_every, self.reseed_until = reseed_every, reseed_until
+        self.diagnostics: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def before_step(self, pixel_values, step: int, total: int, gather=lambda vectors: vectors) -> None:
+        """Start the codebook on vectors of the first batch; later replace the codes that a batch leaves unused.
+
+        What happens depends on the step and its batch alone, so a resumed run does the same. `gather` joins the vectors of
+        all processes.
+        """
+        if step % self.reseed_every or step > self.reseed_until * total:
+            return
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            vectors = gather(self.model.vqgan.encode(pixel_values).flatten(0, 2))  # (B * rows * cols, codebook_dim)
+        self.model.vqgan.quantize.reseed(vectors, torch.Generator().manual_seed(step), everything=step == 0)
+
+    def draw(self, pixel_values, mask, seeds):
+        """T for every second picture of the batch, none for the others: (B, rows, cols)."""
+        every_second = torch.arange(len(mask)) % 2 == 1
+        return (mask.cpu() & every_second.view(-1, 1, 1)).to(pixel_values.device)
+
+    def training_loss(self, pixel_values, draw, target=None):
+        """L1 + L2 of the reconstruction, and the codebook's loss of the whole batch: (B,). `draw`: where tokens are exchanged."""
+        self.check_pixels(pixel_values)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            tokenizer = self.model.vqgan
+            codes, codebook, ids = tokenizer.quantized(tokenizer.encode(pixel_values.float()))
+            mixed = torch.where(draw.unsqueeze(-1), codes.roll(1, 0), codes)  # (B, rows, cols, codebook_dim)
+            wanted = pixel_values.float() if target is None else target.float()
+            wanted = torch.where(self.hole(draw), wanted.roll(1, 0), wanted)
+            error = tokenizer.decode(mixed) - wanted
+        shares = torch.bincount(ids.flatten(), minlength=self.model.config.codebook_size) / ids.numel()
+        self.diagnostics = {
+            "codebook_loss": codebook.detach(),
+            "reconstruction_mse": error.detach().square().mean(),
+            "perplexity": perplexity(shares),
+            "codes_used": (shares > 0).sum().float(),
+        }
+        return (error.abs() + error.square()).flatten(1).mean(1) + codebook
+
+    @torch.no_grad()
+    def generate(self, pixel_values, mask=None, seeds=None):
+        """The reconstruction of the whole picture, whatever the mask: (B, C, H, W) in [0, 1]."""
+        self.check_pixels(pixel_values)
+        return self.model.decode_tokens(self.model.tokenize(pixel_values)).clamp(0, 1)
+
+    @torch.no_grad()
+    def figures(self, batches) -> dict[str, float]:
+        """Of (B, C, H, W) batches in [0, 1]: count, mse and psnr (dB, mean over pictures), codes_used, perplexity."""
+        device, counts, errors = self.model.device, 0, []
+        for pixels in batches:
+            pixels = pixels.to(device)
+            ids = self.model.tokenize(pixels)
+            errors.append((self.model.decode_tokens(ids).clamp(0, 1) - pixels).square().flatten(1).mean(1).double())  # (B,)
+            counts = counts + torch.bincount(ids.flatten(), minlength=self.model.config.codebook_size).double()
+        error = torch.cat(errors)
+        return {
+            "count": len(error),
+            "mse": error.mean().item(),
+            "psnr": (-10 * error.clamp_min(1e-10).log10()).mean().item(),
+            "codes_used": int((counts > 0).sum()),
+            "perplexity": perplexity(counts / counts.sum()).item(),
+        }
+
+
+class MagePretrainingDraw(NamedTuple):
+    """One step of pretraining, each (B, rows, cols) boolean.
+
+    hole: T; its pixels are blanked, and its tokens, where the encoder is given them, are those of the whole picture, as
+    decoding has put them there. dropped: removed from the encoder's sequence. hidden: to be predicted.
+    """
+
+    hole: torch.Tensor
+    dropped: torch.Tensor
+    hidden: torch.Tensor
+
+
+class MageTransformerTraining(I2IMage):
+    """Encoder, decoder and head of a MAGE model under its own loss, on the tokens of its frozen tokenizer.
+
+    There are three kinds of steps, equally often. As MAGE trains: T is dropped, and a random share of tokens beside it hidden
+    (with T = `RandomMask(0.5)` this is MAGE's pretraining). What unlearning looks at: T is dropped, and nothing else hidden.
+    What iterative decoding looks at: nothing is dropped, and a random share of T, from all to one token, is hidden. MAGE
+    leaves the last two to generalisation, which small models lack.
+
+    Args:
+        dropout: of embedding, blocks and attention during pretraining; the config keeps its own for later.
+        options: those of `I2IMage`.
+    """
+
+    def __init__(self, model: MageModel, dropout: float = 0.1, **options):
+        super().__init__(model, mask_rate="mage", **options)
+        if not 0 <= dropout < 1:
+            raise InputError(f"The dropout must lie between 0 and 1 (excluded), got {dropout}.")
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+            elif isinstance(module, MageAttention):
+                module.attention_dropout = dropout
+
+    def draw(self, pixel_values, mask, seeds) -> MagePretrainingDraw:
+        """The kind of step follows from the first picture's seed, for a batch drops equally many tokens of each picture."""
+        mask = mask.to(pixel_values.device)
+        generators = seeded(seeds, FOR_TRAINING)
+        kind = torch.randint(3, (), generator=generators[0])
+        if kind == 0:
+            return MagePretrainingDraw(mask, *super().draw(pixel_values, mask, seeds))
+        if kind == 1:
+            return MagePretrainingDraw(mask, mask, mask)
+        hidden = []
+        for hole, generator in zip(mask.flatten(1).cpu(), generators):  # (N,)
+            share, noise = torch.rand((), generator=generator).item(), torch.rand(len(hole), generator=generator)
+            count = max(1, math.ceil(share * int(hole.sum())))
+            hidden.append(noise.masked_fill(~hole, 2).argsort().argsort() < count)
+        return MagePretrainingDraw(mask, torch.zeros_like(mask), torch.stack(hidden).view_as(mask).to(mask.device))
+
+    def training_loss(self, pixel_values, draw: MagePretrainingDraw, target=None):
+        """Label-smoothed cross-entropy over the hidden tokens of each picture, (B,)."""
+        self.check_pixels(pixel_values)
+        hole, dropped, hidden = (m.flatten(1) for m in draw)  # (B, N)
+        truth = self.model.tokenize(pixel_values)
+        blanked = fill_hole(pixel_values, self.hole(draw.hole), self.model.config.fill_color)
+        ids = torch.where(hole, truth, self.model.tokenize(blanked))
+        logits = self.model.decode(self.model.encode(ids, dropped, hidden), dropped, hidden)
+        loss = self.model.token_loss(logits, truth if target is None else self.model.tokenize(target))  # (B, N)
+        return (loss * hidden).sum(1) / hidden.sum(1)
+
+
+def perplexity(shares: torch.Tensor) -> torch.Tensor:
+    """exp of the entropy of a distribution (codes,): how many codes are used as if equally often."""
+    return torch.special.entr(shares).sum().exp()
