@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_i2i_unlearn import (
+    DEMOS,
     I2IMage,
     RunArguments,
     UnlearningConfig,
-    demo,
     load_processor,
     parse,
     prepare_run,
@@ -57,7 +57,7 @@ class Arguments(RunArguments):
 def main():
     args, training = parse((Arguments, UnlearningConfig), __doc__, demo=DEMO)
     prepare_run(training, args)
-    path = demo.MAGE if args.model == "mnist-demo" else args.model
+    path = DEMOS.get(args.model, args.model)
     model = I2IMage.from_pretrained(
         path, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,

@@ -293,7 +293,7 @@ def test_the_demo(tmp_path):
     names = {f.name for f in folder.iterdir() if not f.name.startswith("checkpoint-")}
     assert {"configuration_mage.py", "decoding_mage.py", "modeling_mage.py", "tokenizer_mage.py", "run.yaml"} <= names
     card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model == "mnist-demo"
+    assert card.data.base_model == "mnist-demo-mage"
 
 
 def test_the_embedded_model_completes_digits():
