@@ -31,6 +31,9 @@ DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mage.yaml"
 class Arguments(RunArguments):
     """What to unlearn, what the encoder is given, and how pictures are generated for the figures."""
 
+    model: str = field(
+        default="mnist-demo-mage", metadata={"help": "The original: Hub id or folder of a MageModel, or mnist-demo-mage."}
+    )
     decoding_steps: int = field(default=20, metadata={"help": "Steps of iterative decoding."})
     temperature: float = field(default=6.0, metadata={"help": "Temperature of its confidence noise."})
     margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
