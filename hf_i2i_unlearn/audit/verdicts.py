@@ -88,7 +88,7 @@ def _relearning(audit):
     else:
         status = FOUND
         finding = (
-            f"{_steps(mine['steps'])} of ordinary training on {mine['pictures']} forget pictures were enough to bring the model from "
+            f"{_steps(mine['steps'])} of ordinary training on {mine['pictures']} forget pictures sufficed to bring the model from "
             f"{start:.3g} to {aim}."
         )
     compared = []

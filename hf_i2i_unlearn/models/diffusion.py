@@ -27,8 +27,8 @@ from .folders import (
     load_scheduler,
     scheduler_class,
 )
+from .schedules import gamma_at, on_schedule, plain_config, prediction_type, same_schedule
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 COMBINE = ("concat", "mean")
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 SETTINGS = "i2i_model.json"
@@ -108,7 +108,7 @@ class I2IUNet(I2IModel):
         if scheduler is None:
             raise InputError("The U-Net has no noise schedule (scheduler/scheduler_config.json beside it); pass scheduler.")
         self.scheduler = scheduler
-        self.prediction_type = _prediction_type(self.scheduler)
+        self.prediction_type = prediction_type(self.scheduler)
         self.sampler = sampler or on_schedule(DDIMScheduler, self.scheduler)
         self.steps = steps
 
@@ -119,9 +119,9 @@ class I2IUNet(I2IModel):
 
     @sampler.setter
     def sampler(self, sampler):
-        if _prediction_type(sampler) != self.prediction_type:
+        if prediction_type(sampler) != self.prediction_type:
             raise InputError(
-                f"The sampler takes predictions of type '{_prediction_type(sampler)}', but the network was trained for "
+                f"The sampler takes predictions of type '{prediction_type(sampler)}', but the network was trained for "
                 f"'{self.prediction_type}'; make it with from_config(scheduler.config)."
             )
         if not self.time_is_gamma and not same_schedule(sampler, self.scheduler):
@@ -130,7 +130,7 @@ class I2IUNet(I2IModel):
                 "with from_config(scheduler.config)."
             )
         if sampler.config.get("clip_sample") and not self.is_bounded:
-            sampler = type(sampler).from_config(_plain(sampler.config), clip_sample=False)
+            sampler = type(sampler).from_config(plain_config(sampler.config), clip_sample=False)
         self._sampler = sampler
 
     def sample_with(self, kind) -> None:
@@ -192,7 +192,7 @@ class I2IUNet(I2IModel):
         settings = json.loads(file.read_text()) if file else {}
         sampler = settings.pop("sampler", None)
         if sampler and scheduler is None:
-            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(_plain(sampler))
+            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(plain_config(sampler))
         settings = {name: value for name, value in settings.items() if name in (*layout.stored, "sampler")}
         # Beside the weights, as `save_pretrained` puts it, or beside their folder, as in a pipeline.
         scheduler = scheduler or load_scheduler(path, subfolder, **hub) or (load_scheduler(path, **hub) if subfolder else None)
@@ -457,34 +457,6 @@ class I2IUNet(I2IModel):
         super().load_weights(Path(folder, "unet") if self.pipeline else folder)
 
 
-def on_schedule(kind, scheduler):
-    """A sampler of the class `kind` on the schedule of another scheduler, its first step the noisiest, where `generate` begins."""
-    return kind.from_config(_plain(scheduler.config), timestep_spacing="trailing")
-
-
-def _plain(config) -> dict:
-    """Without the list of "default" values, which holds positional arguments too: they would be replaced by other defaults."""
-    return {name: value for name, value in config.items() if name != "_use_default_values"}
-
-
-def between(gammas, t, share):
-    """gamma at `share` (0..1) of the way from step t - 1 to step t."""
-    return (gammas[t] - gammas[t - 1]) * share + gammas[t - 1]
-
-
-def gamma_at(scheduler, t) -> torch.Tensor:
-    """`alphas_cumprod` at a sampler's time, float32; some samplers go between the steps."""
-    gammas, t = scheduler.alphas_cumprod.float().cpu(), torch.as_tensor(t).cpu()
-    above = t.ceil().long() if t.is_floating_point() else t
-    return gammas[above] if above == t or above == 0 else between(gammas, above, (t - (above - 1)).float())
-
-
-def same_schedule(one, two) -> bool:
-    """Whether two schedulers have the same share of signal at every step."""
-    a, b = one.alphas_cumprod.cpu().float(), two.alphas_cumprod.cpu().float()
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
-
-
 def check_config(config, expected: dict) -> None:
     """Raise InputError unless the U-Net's config has the expected values; the layouts that are known have no others."""
     for name, value in expected.items():
@@ -496,15 +468,3 @@ def check_divisible(size, what: str, side: int) -> None:
     """Raise InputError unless (height, width) are multiples of `side`."""
     if side < 1 or size[0] % side or size[1] % side:
         raise InputError(f"The image size {size[0]}x{size[1]} is not divisible by {what} {side}; choose a multiple of it.")
-
-
-def _prediction_type(scheduler) -> str:
-    if getattr(scheduler, "alphas_cumprod", None) is None:
-        raise InputError(
-            f"{type(scheduler).__name__} has no alphas_cumprod, from which the U-Net's gamma is taken; use a scheduler that has, "
-            "such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler."
-        )
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS:
-        raise InputError(f"The scheduler's prediction type is '{kind}', expected one of {', '.join(PREDICTIONS)}.")
-    return kind

@@ -7,7 +7,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ..errors import InputError
 from .base import FOR_TRAINING, seeded
-from .diffusion import I2IUNet, between, check_config, gamma_at
+from .diffusion import I2IUNet, check_config
+from .schedules import between, gamma_at
 
 CHANNELS = (
     "the Palette layout is 6 and 3 for colour or 2 and 1 for grey pictures (condition and noisy picture in, prediction out), an "
