@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from diffusers import DDPMScheduler
 from transformers import ViTMAEConfig, set_seed
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -74,6 +75,10 @@ class Arguments(SourceArguments):
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
     denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})
+    prediction_type: str = field(
+        default="epsilon",
+        metadata={"choices": ["epsilon", "v_prediction", "sample"], "help": "Diffusion: what the U-Net learns to predict."},
+    )
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
     image_mean: list[float] = field(
         default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]; MAGE does not normalise."}
@@ -102,7 +107,14 @@ def make_model(args: Arguments):
         if args.family == "mae":
             return I2IMAE.from_config(ViTMAEConfig(**known_fields(args.model, ViTMAEConfig)))
         if args.family == "diffusion":
-            return I2IUNet.from_config(palette_config(**args.model), patch_size=args.patch_size, steps=args.denoising_steps)
+            # Palette's schedule; Palette itself predicts the noise.
+            scheduler = DDPMScheduler(2000, beta_start=1e-6, beta_end=0.01, prediction_type=args.prediction_type)
+            return I2IUNet.from_config(
+                palette_config(**args.model),
+                scheduler=scheduler,
+                patch_size=args.patch_size,
+                steps=args.denoising_steps,
+            )
         return make_mage(args)
     except (TypeError, ValueError) as error:
         raise InputError(f"The options of the {args.family} model do not fit: {error}") from error
@@ -165,7 +177,9 @@ def main():
     trainer = PretrainingTrainer(
         model,
         training,
-        (SingleImageStream if args.streaming else SingleImages)(dataset, training.seed),
+        SingleImageStream(dataset, training.seed, attempts=args.stream_attempts, source=f"The dataset '{args.dataset}'")
+        if args.streaming
+        else SingleImages(dataset, training.seed),
         processor,
         corruptions,
         AUGMENTATIONS[args.augment],

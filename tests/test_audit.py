@@ -31,6 +31,7 @@ from hf_i2i_unlearn import (
     undecoded,
 )
 from hf_i2i_unlearn.audit import run as audit_run
+from hf_i2i_unlearn.audit import sets as audit_sets
 from hf_i2i_unlearn.audit.attacks import (
     Setting,
     best_relearning,
@@ -44,6 +45,7 @@ from hf_i2i_unlearn.audit.attacks import (
     sketch,
     visible_pixels,
 )
+from hf_i2i_unlearn.audit.options import read_run, split_arguments
 from hf_i2i_unlearn.audit.statistics import auc, ratio, share
 from hf_i2i_unlearn.audit.verdicts import (
     FOUND,
@@ -428,7 +430,7 @@ def test_single_pictures_are_parted_and_not_named(unlearned, tmp_path):
 
     # Held-out pictures are none that the attacker has.
     args = arguments(unlearned)
-    sets = audit_run.build_sets(args, audit_run.split_arguments(args, audit_run.read_run(str(unlearned))))
+    sets = audit_sets.build_sets(args, split_arguments(args, read_run(str(unlearned))))
     paths = [{row["image"]["path"] for row in rows} for rows in (sets.known, sets.held)]
     assert not paths[0] & paths[1] and paths[0] | paths[1] == set(names)
 

@@ -1,0 +1,57 @@
+"""`audit.json`: what of an audit is finished."""
+
+import json
+import os
+import time
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import InputError
+from .verdicts import SUPPRESSED, overall, verdicts
+
+
+class Book:
+    """`audit.json`: finished parts, written at once, and the options that they hold for.
+
+    Raises:
+        InputError: the file holds parts of other options.
+    """
+
+    def __init__(self, file: Path, options: dict):
+        self.file, options = file, json.loads(json.dumps(options))
+        self.content = {"options": options, "sets": {}, "parts": {}}
+        if file.is_file():
+            old = json.loads(file.read_text())
+            changed = sorted(k for k in old["options"].keys() | options.keys() if old["options"].get(k) != options.get(k))
+            if changed:
+                raise InputError(
+                    f"'{file}' holds an audit under other options ({', '.join(changed)}); give them again, or move the file away."
+                )
+            self.content["parts"] = old["parts"]
+
+    def part(self, name: str, measure, source: str | None = None) -> dict:
+        """What `measure()` returns, from the file if it is there; `source` is what the part depends on beside the options."""
+        parts = self.content["parts"]
+        if name not in parts or parts[name].get("source") != source:
+            print(f"audit: {name}", flush=True)
+            started = time.perf_counter()
+            found = measure() | {"seconds": round(time.perf_counter() - started, 1)}
+            parts[name] = found | ({"source": source} if source else {})
+            self.write()
+        return parts[name]
+
+    def close(self, command: str) -> None:
+        """Add verdicts and what made them."""
+        lines = verdicts(self.content)
+        self.content |= {
+            "suppression": SUPPRESSED, "overall": overall(lines), "verdicts": lines, "command": command,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "made_with": {p: version(p) for p in ("torch", "transformers", "diffusers", "datasets")},
+        }  # fmt: skip
+        self.write()
+
+    def write(self) -> None:
+        new = self.file.with_suffix(".json.new")
+        new.write_text(json.dumps(self.content, indent=1))
+        os.replace(new, self.file)
