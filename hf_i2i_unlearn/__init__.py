@@ -3,10 +3,12 @@
 The public names; everything else is an implementation detail.
 """
 
-from . import demo
+from . import demo, tables
 from .audit import AuditArguments, audit_section, run_audit
+from .baselines import TRIVIAL, Biharmonic, MeanColour
 from .classification import ClassifierTrainer, LabelledPictures, ViewCollator
 from .cli import JsonDict, command_line, parse, refuse_full_folder, run, write_run
+from .comparison import FAILED, Comparison, Setting, best_within
 from .config import UnlearningConfig
 from .corruptions import (
     CORRUPTION_HELP,
@@ -31,11 +33,12 @@ from .data import (
     pixel_batches,
     undecoded,
 )
-from .errors import InputError
+from .errors import InputError, RunError
 from .evaluation import (
     REGIONS,
     Evaluator,
     completions,
+    describe_scores,
     embeddings,
     feature_rows,
     feature_table,
@@ -78,10 +81,12 @@ from .noise import (
     Uniform,
     make_noise,
 )
+from .originals import against_trivial, load_original, original_table, verdict
 from .plots import completion_grid, embedding_map, frontier, metric_curves
 from .pretraining import PretrainingConfig, PretrainingTrainer
 from .progress import loss_curve
 from .report import ReportArguments, write_report
+from .results import claim_folder, kept, write_json
 from .selection import (
     Selection,
     by_classes,

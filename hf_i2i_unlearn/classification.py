@@ -10,10 +10,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import Trainer
 
+from .checkpoints import last_whole_checkpoint
 from .data import Cycle, EpochSampler, ImageReader, seeds_for, undecoded_column
 from .errors import InputError
 from .pretraining import OptimizerPair
-from .trainer import last_whole_checkpoint
 
 
 class LabelledPictures(torch.utils.data.Dataset):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import json
 import shlex
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .errors import InputError
+from .errors import InputError, RunError
 from .hub import PushError
 
 # Of the 120 options of TrainingArguments, those that a first reader may want. --help_all shows the rest.
@@ -81,12 +82,17 @@ def _read_yaml(file, known):
 
 
 def run(main) -> None:
-    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push in 1."""
+    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
     try:
         main()
-    except (InputError, PushError) as error:
+    except (InputError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: Cannot write '{error.filename}': {error.strerror}. Make room there, and start again.", file=sys.stderr)
+        sys.exit(1)
 
 
 def refuse_full_folder(output_dir: str, resuming: bool) -> None:

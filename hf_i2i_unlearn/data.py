@@ -13,18 +13,22 @@ a JPEG.
 import itertools
 import logging
 import random
+import time
 from collections.abc import Iterator
 
 import datasets
+import fsspec
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from .errors import InputError
+from .errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT = 60  # seconds between two attempts at a stream; the first is one second
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a broken file
 
 
@@ -72,12 +76,16 @@ class Cycle:
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, t: int):
+    def row(self, t: int) -> int:
+        """The number of item t in the dataset."""
         number, place = divmod(t, len(self.dataset))
         if number != self._pass:
             self._pass = number
             self._order = np.random.default_rng([self.seed, number]).permutation(len(self.dataset))
-        return self.dataset[int(self._order[place])]
+        return int(self._order[place])
+
+    def __getitem__(self, t: int):
+        return self.dataset[self.row(t)]
 
 
 class ForgetRetainPairs(torch.utils.data.Dataset):
@@ -98,51 +106,113 @@ class ForgetRetainPairs(torch.utils.data.Dataset):
         return len(self.forget)
 
     def __getitem__(self, t: int) -> dict:
-        return {"forget": self.forget[t], "retain": self.retain[t], "seeds": seeds_for(self.seed, t)}
+        return {
+            "forget": self.forget[t],
+            "retain": self.retain[t],
+            "retain_row": self.retain.row(t),
+            "seeds": seeds_for(self.seed, t),
+        }
 
 
-class ForgetRetainStream(torch.utils.data.IterableDataset):
-    """Endless pairs from two streams (`datasets.IterableDataset`), each restarted, reshuffled, when it ends.
+class Stream(torch.utils.data.IterableDataset):
+    """What endless streams of rows have in common.
 
-    Every process reads the whole stream and keeps its share before anything is decoded, so the run is the same on any
-    number of processes. One loader worker at most, for several would each read a part of the shards; with it the order
-    is another one than without, but as reproducible.
+    Every process and every loader worker reads the whole stream and keeps its share before anything is decoded, so the order is
+    the same for any number of either. A pass that ends is begun again, reshuffled. A source that does not answer is tried again
+    from the row it stopped at, beyond what `datasets` retries by itself.
+
+    Attributes:
+        rows_per_batch: rows that a batch of all processes takes: workers take turns by so many. The trainer sets it.
+        start: rows before this one are None, so that a resumed run passes over them undecoded. The trainer sets it.
+    """
+
+    rows_per_batch, start = 1, 0
+
+    def __init__(self, seed: int, shuffle_buffer: int, attempts: int, source: str):
+        if attempts < 1:
+            raise InputError(f"A stream must be tried once at least; set stream_attempts to 1 or more, not {attempts}.")
+        self.seed, self.shuffle_buffer, self.attempts, self.source = seed, shuffle_buffer, attempts, source
+
+    def shuffled(self, stream, seed):
+        if not self.shuffle_buffer:
+            return stream
+        # From one shard at a time (their order is shuffled too): reading several at once, `datasets` 5.2 sleeps for
+        # five seconds at every end of a pass.
+        return stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
+
+    def share(self, rows):
+        """(number, row) of those rows that belong to this loader worker."""
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            fsspec.asyn.reset_lock()  # a fork would wait for it for ever
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        return ((t, row) for t, row in enumerate(rows) if t // self.rows_per_batch % count == number)
+
+    def endless(self, stream, name: str):
+        """The rows of a stream, pass after pass.
+
+        Raises:
+            InputError: there are none. RunError: the source did not answer at `attempts` tries in a row.
+        """
+        stream = stream.with_format(None)  # an object of our own: workers have the epoch of a common one in shared memory
+        for number in itertools.count():
+            stream.set_epoch(number)
+            done = failed = 0
+            while True:
+                try:
+                    for row in itertools.islice(_rows(stream), done, None):
+                        yield row
+                        done, failed = done + 1, 0
+                    break
+                except (OSError, HTTPError) as error:
+                    failed += 1
+                    self._wait_or_give_up(error, name, done, failed)
+            if not done:
+                raise InputError(f"The {name} set is empty; choose classes, rows or files that the stream holds.")
+
+    def _wait_or_give_up(self, error, name, done, failed):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if failed >= self.attempts:
+            raise RunError(
+                f"{self.source} does not answer after {failed} attempts, at row {done} of the {name} set ({reason}). When it is "
+                "there again, go on with --resume_from_checkpoint true; --stream_attempts says how long to wait."
+            ) from error
+        wait = min(2 ** (failed - 1), LONGEST_WAIT)
+        logger.warning(
+            "%s does not answer (%s); attempt %d of %d at row %d of the %s set follows in %d s.",
+            self.source, reason, failed + 1, self.attempts, done, name, wait,
+        )  # fmt: skip
+        time.sleep(wait)
+
+
+def _rows(stream, size: int = 100):
+    """The rows of a `datasets.IterableDataset`, read in pieces (ten times faster); each worker gets all of them, not some shards."""
+    for piece in stream.iter(size):
+        columns = list(piece.values())
+        for values in zip(*columns):
+            yield dict(zip(piece, values))
+
+
+class ForgetRetainStream(Stream):
+    """Endless pairs from two streams (`datasets.IterableDataset`).
 
     Args:
         forget, retain: streams of undecoded rows, as `undecoded` makes them.
         seed: fixes shuffling and every random draw of a pair.
         shuffle_buffer: rows held (undecoded) for shuffling; 0 keeps the order of the source.
+        attempts: how often in a row a source is tried that does not answer. source: its name, for messages.
     """
 
-    def __init__(self, forget, retain, seed: int = 0, shuffle_buffer: int = 1000):
-        if shuffle_buffer:
-            # From one shard at a time (their order is shuffled too): reading several at once, `datasets` 5.2 sleeps for
-            # five seconds at every end of a pass.
-            forget = forget.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
-            retain = retain.shuffle(seed=seed + 1, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
-        self.forget, self.retain, self.seed = forget, retain, seed
+    def __init__(
+        self, forget, retain, seed: int = 0, shuffle_buffer: int = 1000, attempts: int = 8, source: str = "The stream's source"
+    ):
+        super().__init__(seed, shuffle_buffer, attempts, source)
+        self.forget, self.retain = self.shuffled(forget, seed), self.shuffled(retain, seed + 1)
 
-    def __iter__(self) -> Iterator[dict]:
-        _refuse_workers()
-        pairs = zip(_restarted(self.forget, "forget"), _restarted(self.retain, "retain"))
-        for t, (forget, retain) in enumerate(pairs):
-            yield {"forget": forget, "retain": retain, "seeds": seeds_for(self.seed, t)}
-
-
-def _refuse_workers():
-    worker = torch.utils.data.get_worker_info()
-    if worker is not None and worker.num_workers > 1:
-        raise InputError(f"A stream is read by one worker at most; set dataloader_num_workers to 1, not {worker.num_workers}.")
-
-
-def _restarted(stream, name: str):
-    for number in itertools.count():
-        stream.set_epoch(number)
-        row = None
-        for row in stream:
-            yield row
-        if row is None:
-            raise InputError(f"The {name} set is empty; choose classes, rows or files that the stream holds.")
+    def __iter__(self) -> Iterator[dict | None]:
+        for t, (forget, retain) in self.share(zip(self.endless(self.forget, "forget"), self.endless(self.retain, "retain"))):
+            pair = {"forget": forget, "retain": retain}
+            yield pair | {"seeds": seeds_for(self.seed, t)} if t >= self.start else None
 
 
 class SingleImages(torch.utils.data.Dataset):
@@ -158,18 +228,18 @@ class SingleImages(torch.utils.data.Dataset):
         return {"image": self.images[t], "seeds": seeds_for(self.seed, t)}
 
 
-class SingleImageStream(torch.utils.data.IterableDataset):
+class SingleImageStream(Stream):
     """Endless single pictures from a stream, as `ForgetRetainStream` reads two."""
 
-    def __init__(self, images, seed: int = 0, shuffle_buffer: int = 1000):
-        if shuffle_buffer:
-            images = images.shuffle(seed=seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
-        self.images, self.seed = images, seed
+    def __init__(
+        self, images, seed: int = 0, shuffle_buffer: int = 1000, attempts: int = 8, source: str = "The stream's source"
+    ):
+        super().__init__(seed, shuffle_buffer, attempts, source)
+        self.images = self.shuffled(images, seed)
 
-    def __iter__(self) -> Iterator[dict]:
-        _refuse_workers()
-        for t, image in enumerate(_restarted(self.images, "training")):
-            yield {"image": image, "seeds": seeds_for(self.seed, t)}
+    def __iter__(self) -> Iterator[dict | None]:
+        for t, image in self.share(self.endless(self.images, "training")):
+            yield {"image": image, "seeds": seeds_for(self.seed, t)} if t >= self.start else None
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -272,27 +342,32 @@ class PairCollator:
     A pair of which one picture is unreadable is dropped whole, so the halves stay balanced; `skipped` counts them.
     The seeds of a pair are those of T for the retain picture, T for the forget picture, and n. They are no tensors, so
     that they stay on the CPU, where they are needed.
+
+    With `targets` (row numbers of the retain set -> representations) a batch also has "retain_target": (B, ...).
     """
 
-    def __init__(self, reader: ImageReader):
-        self.reader = reader
+    def __init__(self, reader: ImageReader, targets=None):
+        self.reader, self.targets = reader, targets
 
-    def __call__(self, pairs: list[dict]) -> dict:
+    def __call__(self, pairs: list[dict | None]) -> dict:
+        if None in pairs:
+            return {}  # of a stream that is being resumed: nobody looks at it
         kept = []
         for pair in pairs:
             pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
             if None not in pictures:
-                kept.append((*pictures, pair["seeds"]))
+                kept.append((*pictures, pair["seeds"], pair.get("retain_row")))
         if not kept:
             raise InputError(f"All {len(pairs)} pairs of a batch hold an unreadable picture; there is nothing to train on.")
-        retain, forget, seeds = zip(*kept)
+        retain, forget, seeds, rows = zip(*kept)
         pixels = self.reader.pixels([*retain, *forget])  # (2B, C, H, W)
-        return {
+        batch = {
             "retain": pixels[: len(kept)],
             "forget": pixels[len(kept) :],
             "seeds": np.array(seeds),
             "skipped": len(pairs) - len(kept),
         }
+        return batch if self.targets is None else batch | {"retain_target": self.targets[rows]}
 
 
 class ImageCollator:
@@ -301,7 +376,9 @@ class ImageCollator:
     def __init__(self, reader: ImageReader):
         self.reader = reader
 
-    def __call__(self, rows: list[dict]) -> dict:
+    def __call__(self, rows: list[dict | None]) -> dict:
+        if None in rows:
+            return {}
         kept = [(p, row["seeds"]) for row in rows if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
         if not kept:
             raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")

@@ -1,12 +1,14 @@
 """Before and after: how well pictures of each set are completed, and how far the unlearned model moved on the retain set."""
 
+import copy
+
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, seeds_for
-from .errors import InputError
+from .errors import InputError, RunError
 from .features import FeatureNetwork, crop_to_hole
 from .metrics import (
     Accuracy,
@@ -46,7 +48,8 @@ class Evaluator:
         corruption: T in this evaluation.
         batch_size: pictures per pass. seed: fixes T.
         accelerator: spreads the pictures over its processes; one process if None.
-        keep_original: hold the original's completions in memory, for repeated calls on few pictures.
+        keep_original: hold in memory what is the same at every call, for repeated calls on few pictures: the decoded pictures,
+            their features, and the original's completions.
         features: networks to measure the pictures by besides (`SCORES`). regions: what they see, of `REGIONS`.
         inception_splits: see `InceptionScore`.
         cross_validation: App. E.2. What the model makes of the hole is all that is kept; the original completes the rest from it,
@@ -78,10 +81,18 @@ class Evaluator:
                 raise InputError(f"'{region}' is no region of a picture; choose from {', '.join(REGIONS)}.")
         self.features, self.inception_splits, self.cross_validation = list(features), inception_splits, cross_validation
         self.regions = ("whole",) if cross_validation else tuple(regions)  # all of such a picture is generated
-        self._references = {}
         self.original, self.splits, self.reader, self.corruption = original, splits, reader, corruption
-        self.batch_size, self.seed, self.accelerator = batch_size, seed, accelerator
-        self._kept = {} if keep_original else None
+        self.batch_size, self.seed, self.accelerator, self.keep_original = batch_size, seed, accelerator, keep_original
+        self._pictures, self._whole = {}, {}  # batches, and features of whole true pictures: the same under every T
+        self._references, self._completed, self._holes = {}, {}, {}  # what depends on T
+
+    def under(self, corruption: Corruption, cross_validation: bool = False) -> "Evaluator":
+        """An evaluator of the same pictures under another T; what is kept and does not depend on T is shared."""
+        other = copy.copy(self)
+        other.corruption, other.cross_validation = corruption, cross_validation
+        other.regions = ("whole",) if cross_validation else self.regions
+        other._references, other._completed, other._holes = {}, {}, {}
+        return other
 
     @torch.no_grad()
     def __call__(self, model: I2IModel, progress: bool = True) -> dict[str, dict[str, float]]:
@@ -89,27 +100,30 @@ class Evaluator:
 
         With feature networks also "features", a list of one dict per network and region: how it was measured, and the `SCORES`, each
         alone, with the prefix "original_" and, for the hole filled with one colour, "blank_"; "true_" are those of true pictures.
+
+        Raises:
+            RunError: completions that are no finite numbers, where there are feature networks.
         """
-        training, device = model.training, next(model.parameters()).device
+        training = model.training
         model.eval()
         try:
-            return {name: self._split(name, model, device, progress) for name in self.splits}
+            return {name: self._split(name, model, progress) for name in self.splits}
         finally:
             model.train(training)
 
-    def _split(self, name, model, device, progress):
+    def _split(self, name, model, progress):
+        original = self._unwrapped()
+        device = next(original.parameters()).device
         rank, world = (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
-        items = [{"image": row, "seeds": seeds_for(self.seed, i)} for i, row in enumerate(self.splits[name])][rank::world]
-        loader = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
         sums = torch.zeros(6, dtype=torch.float64)
         scores = [_Scores(network, r, self.inception_splits) for network in self.features for r in self.regions]
         known, seen = name in self._references, 0
-        for number, batch in enumerate(tqdm(loader, f"evaluating {name}", leave=False, disable=not progress or rank > 0)):
-            pixels, seeds = batch["pixel_values"].to(device), batch["seeds"]
-            mask = self.corruption(model.grid, seeds[:, 0])
+        for number, (pixels, seeds) in enumerate(self._batches(name, rank, world, progress)):
+            pixels = pixels.to(device)
+            mask = self.corruption(original.grid, seeds[:, 0])
             before = self._original(name, number, pixels, mask, seeds[:, 1])
-            after = before if model is self._unwrapped() else self._complete(model, pixels, mask, seeds[:, 1])
-            hole = model.hole(mask).to(device)
+            after = before if model is original else self._complete(model, pixels, mask, seeds[:, 1])
+            hole = original.hole(mask).to(device)
             if self.cross_validation:
                 hole = torch.ones_like(hole)
             columns = [torch.ones(len(pixels), device=device)]
@@ -117,24 +131,69 @@ class Evaluator:
                 columns += [hole_mse(completion, pixels, hole), self._psnr(completion, pixels, hole)]
             columns.append(hole_mse(after, before, hole))
             sums += torch.stack(columns).double().sum(1).cpu()
-            if scores:
+            pictures = {} if model is original else {"": after}
+            if not known:
+                pictures["original_"] = before
+            if scores and pictures:
+                if not all(bool(completed.isfinite().all()) for completed in pictures.values()):
+                    raise RunError(
+                        "Some completions hold values that are no finite numbers, so no features of them can be measured."
+                    )
                 places = rank + world * torch.arange(seen, seen + len(pixels))
                 seen += len(pixels)
-                pictures = {"": self.reader.unit(after)} | ({} if known else {"original_": self.reader.unit(before)})
-                update_scores(scores, self.reader.unit(pixels), pictures, hole, places, blank=not known)
+                truth = self.reader.unit(pixels)
+                true = self._true_features(name, number, truth, hole)
+                update_scores(
+                    scores, truth, true, {k: self.reader.unit(p) for k, p in pictures.items()}, hole, places, not known
+                )
         if self.accelerator:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         count, *totals = sums.tolist()
         names = ("mse", "psnr", "original_mse", "original_psnr", "drift")
         result = {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
         if scores:
-            found = [score.compute(self.accelerator) for score in scores]
-            # Original, blank and true pictures are the same at every call: their figures are kept.
-            reference = self._references.setdefault(
-                name, [{k: v for k, v in f.items() if k.startswith(("original_", "blank_", "true_"))} for f in found]
-            )
-            result["features"] = [f | r for f, r in zip(found, reference)]
+            result["features"] = self._scores(name, scores, model is original)
         return result
+
+    def _scores(self, name, scores, is_original):
+        """The figures of all networks and regions. Those of original, blank and true pictures are the same at every call."""
+        reference = self._references.get(name)
+        found = [score.compute(self.accelerator) for score in scores] if not (reference and is_original) else reference
+        if reference is None:
+            reference = [{k: v for k, v in f.items() if k.removesuffix("_std") not in SCORES} for f in found]
+            self._references[name] = reference
+        if is_original:
+            found = [{k.removeprefix("original_"): v for k, v in f.items() if k.startswith("original_")} for f in reference]
+        return [f | r for f, r in zip(found, reference)]
+
+    def _batches(self, name, rank, world, progress):
+        """(pixel values, seeds) of this process's share, decoded once if they are kept."""
+        items = [{"image": row, "seeds": seeds_for(self.seed, i)} for i, row in enumerate(self.splits[name])][rank::world]
+        batches = self._pictures.get(name)
+        if batches is None:
+            batches = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
+        kept = []
+        for batch in tqdm(batches, f"evaluating {name}", leave=False, disable=not progress or rank > 0):
+            if self.keep_original:
+                kept.append(batch)
+            yield batch["pixel_values"], batch["seeds"]
+        if self.keep_original:
+            self._pictures[name] = kept
+
+    def _true_features(self, name, number, truth, hole):
+        """{(network, region): (features, logits)} of a batch of true pictures; of a classifier always of whole ones too."""
+        found = {}
+        for network in self.features:
+            for region in dict.fromkeys((*self.regions, "whole") if network.classifies else self.regions):
+                kept, key = (self._whole if region == "whole" else self._holes), (name, number, network)
+                if key not in kept:
+                    seen = network(look(truth, hole, network, region))
+                    if not self.keep_original:
+                        found[network, region] = seen
+                        continue
+                    kept[key] = tuple(None if x is None else x.cpu() for x in seen)
+                found[network, region] = tuple(None if x is None else x.to(network.mean.device) for x in kept[key])
+        return found
 
     def _complete(self, model, pixels, mask, seeds):
         completed = model.generate(pixels, mask, seeds)
@@ -146,11 +205,11 @@ class Evaluator:
         return getattr(self.original, "module", self.original)
 
     def _original(self, name, number, pixels, mask, seeds):
-        if self._kept is None:
+        if not self.keep_original:
             return self._complete(self._unwrapped(), pixels, mask, seeds)
-        if (name, number) not in self._kept:
-            self._kept[name, number] = self._complete(self._unwrapped(), pixels, mask, seeds).cpu()
-        return self._kept[name, number].to(pixels.device)
+        if (name, number) not in self._completed:
+            self._completed[name, number] = self._complete(self._unwrapped(), pixels, mask, seeds).cpu()
+        return self._completed[name, number].to(pixels.device)
 
     def _psnr(self, completion, truth, hole):
         return -10 * hole_mse(self.reader.unit(completion), self.reader.unit(truth), hole).clamp_min(1e-10).log10()
@@ -192,30 +251,29 @@ class _Scores:
         return result
 
 
-def update_scores(scores, truth, pictures, hole, places, blank=True):
+def look(images, hole, network, region):
+    """What a network is shown of (B, C, H, W) pictures in [0, 1]: all, or the hole alone."""
+    return images if region == "whole" else crop_to_hole(images, hole, network.size, network.fill(images.shape[1]))
+
+
+def update_scores(scores, truth, true, pictures, hole, places, blank=True):
     """Add a batch to all scores, each picture seen once by each network.
 
     Args:
-        scores: list of `_Scores`. truth: (B, C, H, W) in [0, 1]. pictures: {kind: completed pictures}. hole: (B, 1, H, W).
-        places: (B,) numbers of the pictures in the set. blank: measure the hole filled with the network's mean colour as well.
+        scores: list of `_Scores`. truth: (B, C, H, W) in [0, 1]. true: {(network, region): (features, logits)} of them.
+        pictures: {kind: completed pictures}. hole: (B, 1, H, W). places: (B,) numbers of the pictures in the set.
+        blank: measure the hole filled with the network's mean colour as well.
     """
-    labels = {}
     for score in scores:
-        network = score.network
-        fill = network.fill(truth.shape[1])
-
-        def see(images):
-            return network(images if score.region == "whole" else crop_to_hole(images, hole, network.size, fill))
-
-        if network.classifies and network not in labels:
-            labels[network] = network(truth)[1].argmax(1)
-        true_features, true_logits = see(truth)
-        score.add("true_", true_features, true_logits, None, places, labels.get(network))
+        network, region = score.network, score.region
+        labels = true[network, "whole"][1].argmax(1) if network.classifies else None
+        true_features, true_logits = true[network, region]
+        score.add("true_", true_features, true_logits, None, places, labels)
         kinds = dict(pictures)
         if blank:
-            kinds["blank_"] = torch.where(hole, fill.view(1, -1, 1, 1), truth)
+            kinds["blank_"] = torch.where(hole, network.fill(truth.shape[1]).view(1, -1, 1, 1), truth)
         for kind, images in kinds.items():
-            score.add(kind, *see(images), true_features, places, labels.get(network))
+            score.add(kind, *network(look(images, hole, network, region)), true_features, places, labels)
 
 
 def hole_mse(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -243,6 +301,13 @@ def markdown_table(result: dict[str, dict[str, float]]) -> str:
 TITLES = {"fid": "FID", "inception_score": "IS", "similarity": "similarity", "accuracy": "accuracy"}
 
 
+def title_of(key: str, how: dict) -> str:
+    """The name of a score in a table's head."""
+    if key == "fid" and "inception" not in how["kind"]:
+        return "FD"
+    return "CLIP" if key == "similarity" and how["kind"] == "clip" else TITLES[key]
+
+
 def feature_table(results: dict[str, dict]) -> str:
     """Results of `Evaluator` with feature networks, of one corruption, as Markdown: a row per model, original and blank hole first.
 
@@ -253,12 +318,7 @@ def feature_table(results: dict[str, dict]) -> str:
     first = next(iter(results.values()))
     for place, how in enumerate(first["retain"]["features"]):
         keys = [key for key in SCORES if key in how]
-        titles = (
-            TITLES
-            | ({} if "inception" in how["kind"] else {"fid": "FD"})
-            | ({"similarity": "CLIP"} if how["kind"] == "clip" else {})
-        )
-        head = [f"{name} {titles[key]}" for key in keys for name in ("retain", "forget")]
+        head = [f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget")]
         lines += [describe_scores(how), "", f"| model | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
         rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
         for model, (result, kind) in (rows | {name: (result, "") for name, result in results.items()}).items():

@@ -13,8 +13,6 @@ from .config import UnlearningConfig
 from .corruptions import CORRUPTION_HELP, parse_corruption
 from .data import (
     AUGMENTATIONS,
-    ForgetRetainPairs,
-    ForgetRetainStream,
     ImageReader,
     pixel_batches,
 )
@@ -27,7 +25,7 @@ from .model_card import inherited_license, write_card
 from .models.base import I2IModel
 from .noise import NOISE_HELP, make_noise
 from .plots import completion_grid
-from .splits import SplitArguments, build_splits
+from .splits import SplitArguments, build_splits, make_pairs
 from .trainer import UnlearningTrainer
 
 
@@ -128,7 +126,7 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
     corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
     splits = build_splits(args)
-    pairs = (ForgetRetainStream if args.streaming else ForgetRetainPairs)(splits.forget, splits.retain, training.seed)
+    pairs = make_pairs(args, splits, training.seed)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     reader = ImageReader(processor, model.channels, None, args.on_corrupt)
     noise = make_noise(
@@ -149,7 +147,10 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
     )
     if summary and trainer.is_world_process_zero():
         print(summary)
+    if args.merge and trainer.is_fsdp_enabled:
+        raise InputError("--merge does not go with FSDP; leave it out, and merge the patch afterwards.")
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    model, original = trainer.whole_model(), trainer.original or original  # under FSDP they are others
 
     result = Evaluator(
         original, rows, reader, eval_corruption, training.per_device_eval_batch_size, training.seed, trainer.accelerator

@@ -158,7 +158,8 @@ def write_card(
         decoder="The decoder is the original's, bit for bit."
         if patch or (method.space == "encoder" and model.decoder_untouched)
         else "The decoder was trained too.",
-        method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}",
+        method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}"
+        + (f" (a bank of {args.noise_bank} draws)" if args.noise_bank else ""),
         weight=f"alpha = {args.alpha}" if bound is None else _describe_bound(bound),
         distance=args.distance if method.space == "encoder" else "the model's own training loss",
         noise=noise,

@@ -17,6 +17,8 @@ Batches = Callable[[], Iterable[torch.Tensor]]  # each call is one pass over (B,
 class Noise(abc.ABC):
     """Draws noise pictures."""
 
+    of_batch = False  # whether a picture's noise depends on the other pictures too
+
     @abc.abstractmethod
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """One noise picture of `shape` (C, H, W) on the generator's device."""
@@ -66,6 +68,8 @@ class BatchMatched(Noise):
     Args:
         low, high: (C,) or (1,), the pixel values of black and white in the normalised space.
     """
+
+    of_batch = True
 
     def __init__(self, low: torch.Tensor, high: torch.Tensor):
         self.low, self.high = low.view(-1, 1, 1), high.view(-1, 1, 1)

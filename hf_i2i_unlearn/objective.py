@@ -25,10 +25,12 @@ class Objective:
             With the squared distance both have the same expected gradient; "mean" has less variance, and for a fixed T costs
             no teacher pass. For a random T all forget pictures of a step share one T, and the mean is over the step's draws.
         mean_draws: draws behind the mean for a fixed T.
-        seed: fixes those draws.
+        seed: fixes those draws, and those of the bank.
+        noise_bank: for a fixed T, the fresh noise is one of so many draws, whose E0(T(n)) are computed once; 0 = no bank.
 
     Raises:
-        InputError: noise that was made for pictures, where n lives in a latent space.
+        InputError: noise that was made for pictures, where n lives in a latent space, or that changes with the batch, where the
+            forget target must not.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Objective:
         noise_target: str = "fresh",
         mean_draws: int = 1024,
         seed: int = 0,
+        noise_bank: int = 0,
     ):
         self.method, self.original, self.distance, self.noise = method, original, distance, noise
         self.variant, self.noise_target, self.mean_draws, self.seed = variant, noise_target, mean_draws, seed
-        self._means = {}
+        self.noise_bank = noise_bank
+        self._fixed = {}
         model = getattr(original, "module", original)
         pixels_only = not isinstance(noise, (StandardNormal, Uniform, Constant))
         if method.forget_target == "encoded noise" and pixels_only and not model.noise_is_a_picture:
@@ -52,14 +56,20 @@ class Objective:
                 f"The noise '{noise}' is made for pixels, but n of the family '{model.family}' lives in latent space here; use "
                 "normal, uniform or constant."
             )
+        if (noise_target == "mean" or noise_bank) and noise.of_batch:
+            raise InputError(
+                f"The noise '{noise}' is another one for each batch, so the forget target cannot be fixed; use other noise, or "
+                "noise_target fresh without a noise_bank."
+            )
 
-    def __call__(self, model, i2i: I2IModel, corruption: Corruption, retain, forget, seeds, step: int = 0):
+    def __call__(self, model, i2i: I2IModel, corruption: Corruption, retain, forget, seeds, step: int = 0, retain_target=None):
         """One student pass over both halves, and no teacher pass that is not needed.
 
         Args:
             model: the module that is trained, perhaps wrapped: `i2i` in the encoder space, its `TrainingLoss` in the output
                 space. i2i: the target model itself, for what has no weights: its grid and its draws.
             retain, forget: (B, C, H, W). seeds: (B, 3), of T for retain, T for forget, and n. step: of the run.
+            retain_target: (B, ...), E0(T(x_r)) where it is known already.
 
         Returns:
             Retain distances (B,), forget distances (B,) or None for a method without, and diagnostics {name: scalar}.
@@ -71,7 +81,7 @@ class Objective:
         draws = [i2i.draw(pixels, mask, seeds[:, k]) for k, (pixels, mask) in enumerate(zip((retain, forget), masks))]
         if self.method.space == "output":
             return self._output(model, retain, forget, draws, masks, seeds)
-        target, forget_target = self._targets(i2i, retain, forget, draws, masks, seeds, corruption)
+        target, forget_target = self._targets(i2i, retain, forget, draws, masks, seeds, corruption, retain_target)
         encoded = model(torch.cat([retain, forget]), join(*draws))  # (2B, ...)
         if forget_target is None:  # Gaussian noise in the place of a representation
             forget_target = StandardNormal()(encoded[len(retain) :], seeds[:, 2])
@@ -88,7 +98,7 @@ class Objective:
         return distance[:half], distance[half:], diagnostics
 
     @torch.no_grad()
-    def _targets(self, i2i, retain, forget, draws, masks, seeds, corruption):
+    def _targets(self, i2i, retain, forget, draws, masks, seeds, corruption, known):
         """Representations by the original encoder: of the retain pictures (B, ...), and the forget target.
 
         The forget target is None where it is noise in the shape of a representation; the reference's variant of that needs
@@ -98,31 +108,55 @@ class Objective:
         if self.method.forget_target == "noise":
             if self.variant == "reference":
                 return self.original(torch.cat([retain, forget]), join(*draws)), None
-            return self.original(retain, draws[0]), None
-        if self.noise_target == "mean" and not corruption.is_random:
-            return self.original(retain, draws[0]), self._mean(forget, masks[1][:1], corruption)
+            return (self.original(retain, draws[0]) if known is None else known), None
+        if (self.noise_target == "mean" or self.noise_bank) and not corruption.is_random:
+            forget_target = self.fix(forget, masks[1][:1], corruption)
+            if self.noise_bank:
+                forget_target = forget_target[(seeds[:, 2] % self.noise_bank).tolist()]
+            return (self.original(retain, draws[0]) if known is None else known), forget_target
         noise = self.noise(i2i.noise_like(torch.cat([retain, forget])), seeds[:, 2])
         pixels, draw = i2i.noised(forget, draws[1], noise)
-        encoded = self.original(torch.cat([retain, pixels]), join(draws[0], draw))
-        forget_target = encoded[half:]
-        return encoded[:half], forget_target.mean(0, keepdim=True) if self.noise_target == "mean" else forget_target
+        if known is None:
+            encoded = self.original(torch.cat([retain, pixels]), join(draws[0], draw))
+            known, forget_target = encoded[:half], encoded[half:]
+        else:
+            forget_target = self.original(pixels, draw)
+        return known, forget_target.mean(0, keepdim=True) if self.noise_target == "mean" else forget_target
 
     def _with_moments(self, i2i, noise, encoded):
         """Standard normal noise with mean and deviation of each level of the original's representations, (B, ...) and (2B, ...)."""
         pairs = zip(i2i.levels(noise), i2i.levels(encoded))
         return torch.cat([part * level.std() + level.mean() for part, level in pairs], 1)
 
-    def _mean(self, like, mask, corruption):
-        """E[E0(T(n))] for a fixed T, (1, ...): estimated once, with the same draws in every run and process."""
-        if corruption not in self._means:
-            total, drawn = 0.0, 0
-            while drawn < self.mean_draws:
-                count = min(64, self.mean_draws - drawn)
-                noise = self.noise(like, [seeds_for(self.seed, drawn + i, 1)[0] for i in range(count)])
-                total = total + self.original(noise, mask.expand(count, *mask.shape[1:])).float().sum(0, keepdim=True)
-                drawn += count
-            self._means[corruption] = total / self.mean_draws
-        return self._means[corruption]
+    @torch.no_grad()
+    def fix(self, like, mask, corruption, store=None):
+        """The forget target under a fixed T, computed once with the same draws in every run and process.
+
+        E[E0(T(n))], (1, ...), or E0(T(n)) of the draws of the bank, (noise_bank, ...).
+
+        Args:
+            like: (B, C, H, W), for shape, device and dtype of n. mask: (1, rows, cols), T.
+            store: a `TargetStore`, where it is kept for other runs.
+        """
+        if corruption not in self._fixed:
+            kind, count = ("bank", self.noise_bank) if self.noise_bank else ("mean", self.mean_draws)
+
+            def make():
+                encoded = self._encoded_noise(like, mask, count)
+                if self.noise_bank:
+                    return torch.cat([*encoded])
+                return sum(part.float().sum(0, keepdim=True) for part in encoded) / count
+
+            target = store.forget(self.noise, count, kind, self.seed, make).to(like.device) if store else make()
+            self._fixed[corruption] = target
+        return self._fixed[corruption]
+
+    def _encoded_noise(self, like, mask, count):
+        """E0(T(n)) of `count` draws in chunks, each (up to 64, ...)."""
+        for start in range(0, count, 64):
+            numbers = range(start, min(start + 64, count))
+            noise = self.noise(like, [seeds_for(self.seed, i, 1)[0] for i in numbers])
+            yield self.original(noise, mask.expand(len(noise), *mask.shape[1:]))
 
     def _output(self, model, retain, forget, draws, masks, seeds):
         """The family's training loss with x_r for target, and with the method's target on the forget half."""
@@ -141,8 +175,13 @@ class Objective:
         return loss[: len(retain)], loss[len(retain) :], {}
 
 
-def check_noise_target(noise_target: str, distance: str, method: str) -> None:
-    """Raise InputError where the mean target would not be equal in expectation, or has no meaning."""
+def check_noise_target(noise_target: str, distance: str, method: str, noise_bank: int = 0) -> None:
+    """Raise InputError where the mean target would not be equal in expectation, or where it or a bank has no meaning."""
+    if noise_bank < 0:
+        raise InputError(f"noise_bank is a number of draws of n, or 0 for no bank; got {noise_bank}.")
+    if noise_bank and (method != "ours" or noise_target == "mean"):
+        what = f"not '{method}'" if method != "ours" else "and noise_target 'mean' needs none"
+        raise InputError(f"noise_bank serves the fresh noise of the method 'ours', {what}; leave it at 0.")
     if noise_target == "mean" and method != "ours":
         raise InputError(f"noise_target 'mean' is a way to run the method 'ours', not '{method}'; leave it at 'fresh'.")
     if noise_target == "mean" and distance != "mse":

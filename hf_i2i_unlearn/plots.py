@@ -41,8 +41,8 @@ def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 for spine in axis.spines.values():
-                    spine.set(color=SET_COLOURS[name], linewidth=2)
-            line[0].set_ylabel(name, color=SET_COLOURS[name], fontsize=11, fontweight="bold")
+                    spine.set(color=SET_COLOURS.get(name, "#000000"), linewidth=2)
+            line[0].set_ylabel(name, color=SET_COLOURS.get(name, "#000000"), fontsize=11, fontweight="bold")
         if beside or name == next(iter(sets)):
             for axis, stage in zip(axes[0], stages):
                 axis.set_title(stage, fontsize=10)
@@ -57,43 +57,46 @@ METHOD_STYLES = {
     "noisy_label": ("#009E73", "D"),
     "retain_label": ("#CC79A7", "v"),
     "control": ("#555555", "x"),
+    "ours, bounded": ("#000000", "P"),
 }
 
 
-def frontier(points: list[dict], original: dict, path, tolerance: float) -> None:
+def frontier(points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole MSE") -> None:
     """Draw forgetting against what it cost on retain, one line per method through its best points.
 
     Args:
-        points: rows with method, retain_mse, retain_drift and forget_mse.
-        original: {"retain_mse", "forget_mse"} of the original model.
+        points: rows with method, retain_drift, and retain_* and forget_* of the figure.
+        original: {"retain_*", "forget_*"} of the original model, and its "retain_mse", which no drift beyond is drawn.
         path: PNG file to write.
-        tolerance: the rise of the retain error, as a share, at which methods are compared; drawn as a line.
+        tolerance: the rise of the retain figure, as a share, at which methods are compared; drawn as a line.
+        figure, title: what forgetting and its cost are measured by; higher is worse.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), sharey=True, layout="constrained")
-    for axis, key, title in (
-        (axes[0], "retain_mse", "hole MSE on retain (left is better)"),
-        (axes[1], "retain_drift", "drift from the original's completions on retain (left is better)"),
+    cost, gain = f"retain_{figure}", f"forget_{figure}"
+    panels, axes = plt.subplots(1, 2, figsize=(9.5, 4), sharey=True, layout="constrained")
+    for axis, key, label, limit in (
+        (axes[0], cost, f"{title} on retain (left is better)", max(original[cost] * (1 + 4 * tolerance), 1e-6)),
+        (axes[1], "retain_drift", "drift from the original's completions on retain (left is better)", original["retain_mse"]),
     ):
-        limit = max(original["retain_mse"] * (1 + 4 * tolerance), 1e-6) if key == "retain_mse" else original["retain_mse"]
         for name, (colour, marker) in METHOD_STYLES.items():
-            mine = sorted((p[key], p["forget_mse"]) for p in points if p["method"] == name)
+            mine = sorted((p[key], p[gain]) for p in points if p["method"] == name)
             mine = [(x, y) for x, y in mine if x <= limit]
             if not mine:
                 continue
             best = [(x, y) for x, y in mine if all(y >= other for other_x, other in mine if other_x <= x)]
             axis.scatter(*zip(*mine), color=colour, marker=marker, alpha=0.3, s=22)
             axis.plot(*zip(*best), color=colour, marker=marker, label=name, linewidth=1.6, markersize=6)
-        axis.axhline(original["forget_mse"], color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(title, fontsize=9)
+        axis.axhline(original[gain], color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(label, fontsize=9)
         axis.grid(alpha=0.25)
-    near = [p["forget_mse"] for p in points if p["retain_mse"] <= original["retain_mse"] * (1 + 2 * tolerance)]
-    axes[0].set_ylim(top=1.15 * max([original["forget_mse"], *near]))  # what ruined the retain set may leave the picture
-    axes[0].axvline(original["retain_mse"], color="black", linewidth=0.8, linestyle=":")
-    axes[0].axvline(original["retain_mse"] * (1 + tolerance), color="black", linewidth=0.8, linestyle="--")
-    axes[0].set_ylabel("hole MSE on forget (higher forgets more)", fontsize=9)
+    near = [p[gain] for p in points if p[cost] <= original[cost] * (1 + 2 * tolerance)]
+    axes[0].set_ylim(top=1.15 * max([original[gain], *near]))  # what ruined the retain set may leave the picture
+    axes[0].axvline(original[cost], color="black", linewidth=0.8, linestyle=":")
+    axes[0].axvline(original[cost] * (1 + tolerance), color="black", linewidth=0.8, linestyle="--")
+    axes[0].set_ylabel(f"{title} on forget (higher forgets more)", fontsize=9)
     axes[0].set_title("dotted: the original model; dashed: where methods are compared", fontsize=8)
-    axes[1].legend(fontsize=8)
-    _save(figure, path)
+    if axes[1].get_legend_handles_labels()[0]:
+        axes[1].legend(fontsize=8)
+    _save(panels, path)
 
 
 # One per model; the marker tells them apart in grey.

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from .base_trainer import I2ITrainer
 from .config import check_decay
 from .corruptions import Corruption
 from .data import ImageCollator, ImageReader, SingleImages, SingleImageStream
 from .errors import InputError
 from .models.base import I2IModel, TrainingLoss
 from .progress import SampleCallback
-from .trainer import I2ITrainer
 
 
 @dataclass
@@ -38,6 +38,10 @@ class PretrainingConfig(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers."})
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"dispatch_batches": False},
+        metadata={"help": "Options for accelerate; each process reads its own share of a stream."},
+    )
 
     def __post_init__(self):
         check_decay(self.ema_decay)
@@ -92,6 +96,8 @@ class PretrainingTrainer(I2ITrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            raise InputError("FSDP is for unlearning; train an original on several devices as copies (DDP).")
         self._prepared_step = None
         if sample_rows:
             reader = ImageReader(processing_class, model.channels, None, on_corrupt)

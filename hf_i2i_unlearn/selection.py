@@ -3,6 +3,7 @@
 import difflib
 import glob
 import re
+import tarfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .data import undecoded_column
 from .errors import InputError
@@ -58,13 +60,13 @@ def file_names(table: pa.Table, image_column: str) -> list[str]:
 
 
 def load_source(source: str, split: str | None, config: str | None = None, streaming: bool = False):
-    """One split of a dataset by name: the demo, parquet, an imagefolder or a Hub id (see `SourceArguments.dataset`).
+    """One split of a dataset by name: the demo, parquet, tar shards, an imagefolder or a Hub id (see `SourceArguments.dataset`).
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` when streaming.
 
     Raises:
-        InputError: nothing is found there, or there is no such split.
+        InputError: nothing is found there, there is no such split, or it has no rows.
     """
     if source == "mnist-demo":
         from .demo import load_mnist
@@ -73,11 +75,17 @@ def load_source(source: str, split: str | None, config: str | None = None, strea
         if split not in loaded:
             raise InputError(f"mnist-demo has the splits {sorted(loaded)}, not '{split}'.")
         return loaded[split].to_iterable_dataset() if streaming else loaded[split]
-    files = _parquet_files(source, split)
+    files, kind = _data_files(source, split)
     if files:
-        return datasets.load_dataset("parquet", data_files={"data": files}, split="data", streaming=streaming)
-    if source.endswith(".parquet") or any(c in source for c in "*?{"):
-        raise InputError(f"No parquet file matches '{source}' for the split '{split}'; check the path.")
+        if kind == "parquet":
+            _refuse_no_rows(files, source, split)
+        try:
+            return datasets.load_dataset(kind, data_files={"data": files}, split="data", streaming=streaming)
+        except (ValueError, StopIteration, IndexError, tarfile.TarError, datasets.exceptions.DatasetGenerationError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise InputError(f"Cannot read '{source}' as {kind}: {reason or 'it holds no rows'}.") from error
+    if source.endswith((".parquet", ".tar")) or any(c in source for c in "*?{"):
+        raise InputError(f"No {kind} file matches '{source}' for the split '{split}'; check the path.")
     kind = "imagefolder" if Path(source).is_dir() else source
     where = {"data_dir": source} if kind == "imagefolder" else {"name": config}
     try:
@@ -90,17 +98,31 @@ def load_source(source: str, split: str | None, config: str | None = None, strea
         raise InputError(f"Cannot load the split '{split}' of '{source}': {error}")
 
 
-def _parquet_files(source: str, split: str | None) -> list[str]:
-    if source.endswith(".parquet") or any(c in source for c in "*?{"):
-        return sorted(glob.glob(source.replace("{split}", split or "*")))
+def _data_files(source: str, split: str | None) -> tuple[list[str], str]:
+    """Files of the split, and the builder of `datasets` that reads them: "parquet", or "webdataset" for tar shards."""
+    if source.endswith((".parquet", ".tar")) or any(c in source for c in "*?{"):
+        files = sorted(glob.glob(source.replace("{split}", split or "*")))
+        return files, "webdataset" if source.endswith(".tar") else "parquet"
     folder = Path(source)
-    if not folder.is_dir():
-        return []
-    files = sorted(str(f) for f in folder.rglob("*.parquet"))
-    named = [f for f in files if split and re.search(rf"(^|[/_-]){split}([/_.-]|$)", f[len(source) :])]
-    if files and not named:
-        raise InputError(f"'{source}' holds {len(files)} parquet files but none of the split '{split}' in its name.")
-    return named
+    for kind, ending in {"parquet": "parquet", "webdataset": "tar"}.items() if folder.is_dir() else ():
+        files = sorted(str(f) for f in folder.rglob(f"*.{ending}"))
+        named = [f for f in files if split and re.search(rf"(^|[/_-]){split}([/_.-]|$)", f[len(source) :])]
+        if files and not named:
+            raise InputError(f"'{source}' holds {len(files)} {ending} files but none of the split '{split}' in its name.")
+        if named:
+            return named, kind
+    return [], "parquet"
+
+
+def _refuse_no_rows(files, source, split):
+    rows = 0
+    for file in files:
+        try:
+            rows += pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"Cannot read '{file}' as parquet: {' '.join(str(error).split())[:300]}") from error
+    if not rows:
+        raise InputError(f"'{source}' holds no rows for the split '{split}'; choose another split or file.")
 
 
 def by_classes(dataset, classes: list, column: str = "label") -> Selection:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import datasets
 
-from .data import undecoded, undecoded_column
+from .data import ForgetRetainPairs, ForgetRetainStream, undecoded, undecoded_column
 from .errors import InputError
 from .selection import (
     FILE_NAME,
@@ -29,8 +29,9 @@ class SourceArguments:
     dataset: str = field(
         default="mnist-demo",
         metadata={
-            "help": "Pictures: a Hub id, a folder of class folders (imagefolder), a parquet file, folder or pattern, or "
-            "mnist-demo (real digits, embedded). {split} in a pattern stands for the name of the split."
+            "help": "Pictures: a Hub id, a folder of class folders (imagefolder), a parquet file, folder or pattern, tar shards as "
+            "webdataset packs them (a pattern such as 'shards/{split}-*.tar'; see --image_column), or mnist-demo (real digits, "
+            "embedded). {split} in a pattern stands for the name of the split."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
@@ -39,8 +40,16 @@ class SourceArguments:
         default="validation", metadata={"help": "Split to evaluate on; 'none' evaluates on the training pictures."}
     )
     streaming: bool = field(default=False, metadata={"help": "Stream instead of loading; needs --max_steps."})
-    image_column: str = field(default="image", metadata={"help": "Column that holds the pictures."})
-    label_column: str = field(default="label", metadata={"help": "Column that holds the classes."})
+    stream_attempts: int = field(
+        default=8,
+        metadata={"help": "How often in a row a stream is tried whose source does not answer; waits double, from 1 s to 60 s."},
+    )
+    image_column: str = field(
+        default="image", metadata={"help": "Column that holds the pictures; in tar shards the extension, such as jpg."}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "Column that holds the classes; in tar shards the extension, such as cls."}
+    )
 
 
 @dataclass
@@ -98,6 +107,14 @@ class Splits:
     eval_forget: list
     eval_retain: list
     description: dict[str, str]
+
+
+def make_pairs(args: SplitArguments, splits: Splits, seed: int) -> ForgetRetainPairs | ForgetRetainStream:
+    """The training pairs of the splits that `build_splits(args)` gave; a stream of them with `streaming`."""
+    if not args.streaming:
+        return ForgetRetainPairs(splits.forget, splits.retain, seed)
+    names = " or ".join(f"'{name}'" for name in (args.dataset, args.retain_dataset, args.proxy_dataset) if name)
+    return ForgetRetainStream(splits.forget, splits.retain, seed, attempts=args.stream_attempts, source=f"The dataset {names}")
 
 
 def build_splits(args: SplitArguments) -> Splits:

@@ -1,199 +1,28 @@
 """`UnlearningTrainer`: the methods of the paper on top of `transformers.Trainer`, whose loop it leaves alone."""
 
-import contextlib
 import itertools
 import json
-import logging
 import math
-import shutil
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EarlyStoppingCallback, TrainerCallback
 
+from .base_trainer import I2ITrainer
 from .config import UnlearningConfig
 from .control import RetainBound, StopAtForgetDistance
 from .corruptions import Corruption
-from .data import (
-    EpochSampler,
-    ForgetRetainPairs,
-    ForgetRetainStream,
-    ImageReader,
-    PairCollator,
-)
+from .data import ForgetRetainPairs, ForgetRetainStream, ImageReader, PairCollator
 from .errors import InputError
 from .evaluation import Evaluator
-from .hub import check_access, push
-from .lora import original_of
+from .lora import AdaptersOff, original_of
 from .methods import DISTANCES, METHODS
 from .models.base import I2IModel, TrainingLoss
 from .noise import Noise, StandardNormal
 from .objective import Objective
+from .targets import TargetStore, check_cacheable
 
-logger = logging.getLogger(__name__)
-
-BOUND_FILE, EMA_FILE = "retain_bound.json", "ema.safetensors"
-
-
-class I2ITrainer(Trainer):
-    """A `Trainer` whose checkpoints load with the model's own library and resume to the same weights.
-
-    The stock Trainer saves a U-Net without its config and resumes a ViTMAE with its layers at their initial values
-    (key names differ on disk, and it loads with strict=False). Both go through the model's `save_pretrained` /
-    `from_pretrained` here; of a model with a patch, the patch alone is saved and loaded.
-
-    `push_to_hub` uploads the finished output folder, once, and never a checkpoint.
-    """
-
-    loss_is_scaled_for_ga = False  # compute_loss returns the mean of its own micro-batch
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
-        # Made from the weights that training starts with; the released diffusion code averages from a random start.
-        self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay) if self.args.ema_decay else None
-        if self.ema:
-            self.ema.to(self.args.device)
-            self.add_callback(_StepEMA(self))
-        self._logged: dict[str, torch.Tensor] = {}
-        self._logged_count = 0
-
-    @property
-    def i2i(self) -> I2IModel:
-        """The model being trained, without the wrappers of accelerate or of an objective."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return getattr(model, "i2i", model)
-
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.i2i.named_parameters() if p.requires_grad}
-
-    @contextlib.contextmanager
-    def averaged(self):
-        """Within it, during training, the model has its averaged weights if the run keeps an EMA."""
-        if not self.ema or not self.is_in_train:
-            yield
-            return
-        parameters = self._trained().values()
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
-
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        """As `Trainer.train`; True resumes from the last checkpoint that is whole and removes a half-written one."""
-        if str(resume_from_checkpoint).lower() == "true":
-            with self.accelerator.main_process_first():
-                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def log_terms(self, **terms: torch.Tensor) -> None:
-        """Remember detached parts of the loss; the next log line shows their mean since the last one."""
-        for name, value in terms.items():
-            self._logged[name] = self._logged.get(name, 0) + value.detach()
-        self._logged_count += 1
-
-    def log(self, logs, start_time=None):
-        if getattr(self, "skipped", 0):
-            logs["skipped_pairs"] = self.skipped
-        if "loss" in logs and self._logged_count:
-            means = torch.stack([self._logged[name].float() for name in self._logged]) / self._logged_count
-            means = self.accelerator.reduce(means, "mean").tolist()
-            logs.update(zip(self._logged, means))
-            self._logged, self._logged_count = {}, 0
-        super().log(logs, start_time)
-
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            return None
-        return EpochSampler(len(dataset), lambda: int(self.state.epoch or 0))
-
-    def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or self.args.output_dir)
-        (self.i2i.patch or self.i2i).save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        # In place of the pickled arguments of the stock Trainer, which nobody should have to unpickle.
-        (folder / "training_args.json").write_text(self.args.to_json_string())
-        if self.ema and self.is_in_train:
-            weights = {name: p.contiguous() for name, p in zip(self._trained(), self.ema.shadow_params)}
-            save_file(weights, folder / EMA_FILE, metadata={"step": str(self.ema.optimization_step)})
-
-    def init_hf_repo(self, token=None, private=None):
-        if self.is_world_process_zero():
-            args = self.args
-            args.hub_model_id = check_access(
-                args.hub_model_id or Path(args.output_dir).resolve().name,
-                args.hub_private_repo,
-                args.hub_revision,
-                args.hub_token,
-            )
-
-    def save_model(self, output_dir=None, _internal_call=False):
-        super().save_model(output_dir, _internal_call=True)  # the card is not written yet, so nothing is pushed
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        pass
-
-    def push_to_hub(self, **kwargs) -> str | None:
-        """Upload the output folder as it is (`hub.push`), by the main process. Returns its address."""
-        if self.is_world_process_zero():
-            args = self.args
-            return push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_revision, args.hub_token)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        (self.i2i.patch or self.i2i).load_weights(resume_from_checkpoint)
-        self._load_ema(resume_from_checkpoint)
-
-    def _load_ema(self, folder):
-        if self.ema:
-            with safe_open(Path(folder) / EMA_FILE, "pt") as file:
-                self.ema.shadow_params = [file.get_tensor(name).to(self.args.device) for name in self._trained()]
-                self.ema.optimization_step = int(file.metadata()["step"])
-
-    def _load_best_model(self):
-        logger.info(
-            "Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model
-        )
-        (self.i2i.patch or self.i2i).load_weights(self.state.best_model_checkpoint)
-        self._load_ema(self.state.best_model_checkpoint)
-
-
-class _StepEMA(TrainerCallback):
-    """Averages after each step; at the end of training the average becomes the model."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.ema.step(self.trainer._trained().values())
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.trainer.ema.copy_to(self.trainer._trained().values())
-
-
-def last_whole_checkpoint(output_dir) -> str:
-    """The newest checkpoint folder that was written to its end; half-written ones (a killed run) are removed.
-
-    Raises:
-        InputError: there is none.
-    """
-    folders = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda f: int(f.name.rsplit("-", 1)[1]))
-    while folders:
-        # The Trainer writes its state last.
-        try:
-            json.loads((folders[-1] / "trainer_state.json").read_text())
-            return str(folders[-1])
-        except (OSError, json.JSONDecodeError):
-            logger.warning("Removing %s, which an interrupted run left half-written.", folders[-1])
-            shutil.rmtree(folders.pop())
-    raise InputError(f"There is no checkpoint in '{output_dir}' to resume from; start without resume_from_checkpoint.")
+BOUND_FILE = "retain_bound.json"
 
 
 class UnlearningTrainer(I2ITrainer):
@@ -218,8 +47,8 @@ class UnlearningTrainer(I2ITrainer):
         augment, on_corrupt: see `ImageReader`.
 
     Raises:
-        InputError: a corruption that hides nothing or all, a stream without max_steps, or pictures that the model does not
-            take; all before any training starts.
+        InputError: a corruption that hides nothing or all, a stream without max_steps, targets that change each time where they
+            are to be kept, or pictures that the model does not take; all before any training starts.
     """
 
     def __init__(
@@ -247,6 +76,8 @@ class UnlearningTrainer(I2ITrainer):
         eval_corruption = eval_corruption or corruption
         corruption.check(model.grid)
         eval_corruption.check(model.grid)
+        if args.cache_targets:
+            check_cacheable(model, corruption, augment, train_dataset)
         reader = ImageReader(processing_class, model.channels, augment, on_corrupt)
         collator = PairCollator(reader)
         model.check_pixels(collator([_first_readable(train_dataset, reader)])["forget"])
@@ -254,6 +85,9 @@ class UnlearningTrainer(I2ITrainer):
             _refuse_evaluation_options(args)
             args.eval_strategy = "no"
         self.method = METHODS[args.method]
+        if args.noise_bank and (corruption.is_random or not model.noise_target_is_shared):
+            reason = f"the corruption '{corruption}' is random" if corruption.is_random else f"the family is '{model.family}'"
+            raise InputError(f"A noise_bank holds E0(T(n)) under one fixed T alone, but {reason}; leave it at 0.")
         if args.noise_target == "mean" and not model.noise_target_is_shared:
             raise InputError(
                 f"noise_target 'mean' needs a target that all pictures share; that of the family '{model.family}' depends on the "
@@ -263,6 +97,9 @@ class UnlearningTrainer(I2ITrainer):
         if original is model:
             raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
         original = original or original_of(model)
+        if args.channels_last:
+            for one in (model, original):
+                one.to(memory_format=torch.channels_last)
         if self.method.space == "encoder":
             model.train_encoder_only()
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -279,11 +116,13 @@ class UnlearningTrainer(I2ITrainer):
             **kwargs,
         )
         self.corruption, self.eval_corruption, self.skipped = corruption, eval_corruption, 0
-        self.original = self.accelerator.prepare_model(original, evaluation_mode=True)
+        if self.is_fsdp_enabled and isinstance(original, AdaptersOff):
+            original = model.frozen_copy()  # of its own, for what the model shares with its adapters is cut into shards
+        self.original = self.accelerator.prepare_model(original, device_placement=True, evaluation_mode=True)
         self.noise = noise or StandardNormal()
         self.objective = Objective(
             self.method, self.original, DISTANCES[args.distance], self.noise, args.variant, args.noise_target,
-            args.mean_draws, args.seed,
+            args.mean_draws, args.seed, args.noise_bank,
         )  # fmt: skip
         self.bound = RetainBound(args.retain_bound, 1 / args.alpha) if args.retain_bound else None
         if self.bound:
@@ -305,6 +144,31 @@ class UnlearningTrainer(I2ITrainer):
                 self.accelerator, keep_original=True,
             )  # fmt: skip
 
+    def train(self, *args, **kwargs):
+        self.prepare_targets()
+        return super().train(*args, **kwargs)
+
+    def prepare_targets(self) -> None:
+        """With `cache_targets`, compute or find the targets that stay the same. `train` calls this.
+
+        Where they are all that the original encoder is for, `original` becomes None, and its memory is free if nobody else
+        holds it.
+        """
+        if not self.args.cache_targets or self.data_collator.targets is not None:
+            return
+        args, collator, retain = self.args, self.data_collator, self.train_dataset.retain.dataset
+        mask = self.corruption(self.i2i.grid, [0])  # (1, rows, cols)
+        store = TargetStore(args.targets_dir, self.original, mask, args.mixed_precision)
+        fixed = self.method.forget_target == "encoded noise" and (args.noise_bank or args.noise_target == "mean")
+        if fixed:
+            shape = (1, self.i2i.channels, *self.i2i.image_size)
+            self.objective.fix(torch.zeros(shape, device=args.device), mask, self.corruption, store)
+        collator.targets = store.retain(
+            retain, collator.reader, args.per_device_eval_batch_size, self.accelerator, not args.disable_tqdm
+        )
+        if self.evaluator is None and (fixed or self.method.forget_target == "noise"):
+            self.original = self.objective.original = None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The method's loss on one batch of `PairCollator`; for `ours`, eq. 10."""
         retain, forget, diagnostics = self._terms(model, inputs, self.corruption)
@@ -319,8 +183,9 @@ class UnlearningTrainer(I2ITrainer):
     def _terms(self, model, batch, corruption):
         """Retain and forget distance, each the mean over its half of the batch, and the diagnostics."""
         retain, forget, diagnostics = self.objective(
-            model, self.i2i, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step
-        )
+            model, self.i2i, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step,
+            batch.get("retain_target"),
+        )  # fmt: skip
         return retain.mean(), None if forget is None else forget.mean(), diagnostics
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -333,7 +198,7 @@ class UnlearningTrainer(I2ITrainer):
         if self.evaluator is None:
             raise InputError("The trainer was made without eval_dataset; pass {'forget': rows, 'retain': rows}.")
         with self.averaged():
-            result = self.evaluator(self.i2i, progress=not self.args.disable_tqdm)
+            result = self.evaluator(self.whole_model(), progress=not self.args.disable_tqdm)
             retain, forget = self._eval_terms()
         if self.bound and self.is_in_train:
             self.bound.calibrate(retain)
@@ -375,7 +240,7 @@ class UnlearningTrainer(I2ITrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self.bound and self.is_in_train:
+        if self.bound and self.is_in_train and self.args.should_save:
             (Path(output_dir or self.args.output_dir) / BOUND_FILE).write_text(json.dumps(self.bound.state()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

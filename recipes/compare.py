@@ -11,47 +11,41 @@ error), frontier.png and before_after.png. A broken-off comparison goes on where
 import csv
 import itertools
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
     CORRUPTION_HELP,
     DEMOS,
-    I2IMAE,
+    FAILED,
     METHODS,
     NOISE_HELP,
+    Comparison,
     Evaluator,
-    ForgetRetainPairs,
-    ForgetRetainStream,
-    I2IMage,
-    I2IUNet,
     ImageReader,
     InputError,
+    JsonDict,
+    Setting,
     SplitArguments,
     UnlearningConfig,
-    UnlearningTrainer,
+    best_within,
     build_splits,
+    claim_folder,
     command_line,
     completion_grid,
     completions,
     frontier,
+    load_original,
     load_processor,
-    make_noise,
     parse,
     parse_corruption,
-    pixel_batches,
     run,
-    write_run,
 )
 
-FAMILIES = {"mae": I2IMAE, "diffusion": I2IUNet, "mage": I2IMage}
 DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 
 
@@ -59,8 +53,14 @@ DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 class Arguments(SplitArguments):
     """What to compare."""
 
-    family: str = field(default="mae", metadata={"choices": list(FAMILIES), "help": "What kind of model it is."})
-    model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or a demo: mnist-demo (mae), mnist-demo-unet, mnist-demo-mage."})
+    model: str = field(
+        default="mnist-demo",
+        metadata={"help": "The original of any family: Hub id, folder, or a demo: mnist-demo, mnist-demo-unet, mnist-demo-mage."},
+    )
+    generation: JsonDict = field(
+        default_factory=JsonDict,
+        metadata={"help": 'Options of generation of the family, as JSON or in YAML, such as {"steps": 6}.'},
+    )
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}."})
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."}
@@ -77,19 +77,7 @@ class Arguments(SplitArguments):
     pictures: int = field(default=3, metadata={"help": "Pictures per set in the before/after grid."})
 
 
-class Measure(TrainerCallback):
-    """Measures the model at the wanted steps; the time this takes is not counted."""
-
-    def __init__(self, steps, measure):
-        self.steps, self.measure, self.seconds, self.rows = set(steps), measure, 0.0, []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self.started
-        if state.global_step in self.steps:
-            self.rows.append({"steps": state.global_step, "seconds": round(self.seconds, 1), **self.measure(state.global_step)})
+FREE = ("methods", "learning_rates", "alphas", "tolerance", "pictures")  # what may differ within one comparison
 
 
 def main():
@@ -100,68 +88,49 @@ def main():
     folder = Path(training.output_dir)
     disable_progress_bar()
     path = DEMOS.get(args.model, args.model)
-    load = FAMILIES[args.family].from_pretrained
-    original = load(path).frozen_copy()
+    original = load_original(path, args.generation).requires_grad_(False).to(training.device)
     processor = load_processor(path)
-    corruption = parse_corruption(args.corruption)
     eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
     eval_corruption.check(original.grid)
     splits = build_splits(args)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     reader = ImageReader(processor, original.channels)
-    noise = make_noise(
-        args.noise, lambda: pixel_batches(splits.forget, reader), *reader.black_and_white(), args.noise_rank, training.seed
-    )
     evaluator = Evaluator(original, rows, reader, eval_corruption, seed=training.seed, keep_original=True)
     shown = {name: r[:: max(1, len(r) // args.pictures)][: args.pictures] for name, r in rows.items()}
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    refuse_other_options(folder, args, training)
+    claim_folder(folder, args, training, what="runs", free=FREE)
 
-    def flat(result):
+    def measure(model, setting, step, what):
+        columns = {n: completions({"model": model}, reader, eval_corruption, r)["model"] for n, r in shown.items()}
+        save_file({n: c.contiguous() for n, c in columns.items()}, folder / "runs" / f"{setting.name}-{step}.safetensors")
+        result = evaluator(model, progress=False)
         return {f"{name}_{key}": value for name, split in result.items() for key, value in split.items()}
 
-    points = []
+    (folder / "runs").mkdir(exist_ok=True)
+    comparison = Comparison(
+        folder, lambda: load_original(path, args.generation), original, processor, args, training, parse_corruption(args.corruption),
+        max(args.measure_at), measure, args.noise_rank,
+    )  # fmt: skip
+    proxy = bool(args.proxy_classes or args.proxy_dataset)
+    limits = {"noise": args.noise, "retain_per_class": args.retain_per_class, "proxy": proxy}
     plan = [  # alpha has no meaning for the control
-        (m, lr, alpha) for m, lr, alpha in itertools.product(args.methods, args.learning_rates, args.alphas)
+        Setting(m, lr, alpha, **limits) for m, lr, alpha in itertools.product(args.methods, args.learning_rates, args.alphas)
         if METHODS[m].sign or alpha == args.alphas[0]
     ]  # fmt: skip
-    for number, (method, lr, alpha) in enumerate(plan, 1):
-        name = f"{method}-lr{lr:g}-alpha{alpha:g}"
-        file = folder / "runs" / f"{name}.json"
-        if not file.exists():
-            print(f"[{number}/{len(plan)}] {name}", flush=True)
-            set_seed(training.seed)
-            model = load(path)
+    points = []
+    for number, setting in enumerate(plan, 1):
+        found = comparison.run(setting, args.measure_at, ["figures"], f"[{number}/{len(plan)}] ")
+        base = {"method": setting.method, "learning_rate": setting.learning_rate, "alpha": setting.alpha, "run": setting.name}
+        points += [base | {"steps": s, "seconds": p["seconds"]} | p["figures"]["figures"] for s, p in found.items() if "failed" not in p]
 
-            def measure(step):
-                columns = {n: completions({method: model}, reader, eval_corruption, r)[method] for n, r in shown.items()}
-                save_file({n: c.contiguous() for n, c in columns.items()}, folder / "runs" / f"{name}-{step}.safetensors")
-                return flat(evaluator(model, progress=False))
-
-            callback = Measure(args.measure_at, measure)
-            options = training.to_dict() | {
-                "method": method, "learning_rate": lr, "alpha": alpha, "max_steps": max(args.measure_at), "save_strategy": "no",
-                "output_dir": str(folder / "runs"), "eval_strategy": "no", "logging_strategy": "no",
-                "noise_target": training.noise_target if method == "ours" else "fresh",
-            }  # fmt: skip
-            pairs = (ForgetRetainStream if args.streaming else ForgetRetainPairs)(splits.forget, splits.retain, training.seed)
-            UnlearningTrainer(
-                model,
-                UnlearningConfig(**options),
-                pairs,
-                processor,
-                corruption,
-                noise=noise,
-                original=original,
-                callbacks=[callback],
-            ).train()
-            found = [{"method": method, "learning_rate": lr, "alpha": alpha, "run": name, **row} for row in callback.rows]
-            file.write_text(json.dumps(found, indent=1))
-        points += json.loads(file.read_text())
-
+    if not points:
+        raise InputError(f"Every run has failed: {FAILED}; give smaller --learning_rates.")
     first = points[0]
     before = {f"{n}_{k}": first[f"{n}_original_{k}"] for n in rows for k in ("mse", "psnr")}
-    best = {m: best_within(points, m, before["retain_mse"] * (1 + args.tolerance)) for m in args.methods}
+    limit = before["retain_mse"] * (1 + args.tolerance)
+    best = {
+        m: best_within([p for p in points if p["method"] == m], lambda p: p["retain_mse"], lambda p: p["forget_mse"], limit)
+        for m in args.methods
+    }
     table = markdown(before, best, args.tolerance)
     write_tables(folder, points, before, best, table)
     frontier(points, before, folder / "frontier.png", args.tolerance)
@@ -173,28 +142,6 @@ def main():
                 grid[n][method] = saved[n]
     completion_grid(grid, folder / "before_after.png")
     print(f"\n{table}\n\nIn {folder}: results.csv, results.json, table.md, frontier.png, before_after.png.")
-
-
-def refuse_other_options(folder, args, training):
-    """Write run.yaml; runs that were measured under other options than these must not be mixed with new ones."""
-    file, new = folder / "run.yaml", folder / "run.yaml.new"
-    write_run(new, args, training)
-    if file.exists():
-        free = ("methods", "learning_rates", "alphas", "tolerance", "pictures")  # what may differ within one comparison
-        old, wanted = yaml.safe_load(file.read_text()), yaml.safe_load(new.read_text())
-        changed = sorted(k for k in old.keys() | wanted.keys() if k not in free and old.get(k) != wanted.get(k))
-        if changed:
-            new.unlink()
-            raise InputError(
-                f"'{folder}' holds runs made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
-            )
-    new.replace(file)
-
-
-def best_within(points, method, limit):
-    """The point of a method that forgets most (highest forget error) among those whose retain error is within the limit."""
-    fitting = [p for p in points if p["method"] == method and p["retain_mse"] <= limit]
-    return max(fitting, key=lambda p: p["forget_mse"], default=None)
 
 
 def markdown(before, best, tolerance):

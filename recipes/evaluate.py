@@ -35,6 +35,7 @@ from hf_i2i_unlearn import (
     InputError,
     SplitArguments,
     build_splits,
+    claim_folder,
     command_line,
     completion_grid,
     completions,
@@ -54,7 +55,7 @@ from hf_i2i_unlearn import (
     parse_corruption,
     run,
     update_card,
-    write_run,
+    write_json,
 )
 
 DEMO = Path(__file__).parent / "configs" / "evaluate_mnist_mae.yaml"
@@ -168,8 +169,8 @@ def main():
     splits = build_splits(args)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     if accelerator.is_main_process:
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-        refuse_other_options(folder, args, [n.describe() for n in networks])
+        private = () if args.card_names else ("forget_values", "forget_rows")
+        claim_folder(folder, args, free=FREE, leave_out=private, networks=[n.describe() for n in networks])
     accelerator.wait_for_everyone()
 
     def cell(name, what):
@@ -196,9 +197,7 @@ def main():
         result = evaluator(models[name])
         if accelerator.is_main_process:
             content = {"model": paths[name], "weights_sha256": hashes[name], "original_sha256": original_hash, "result": result}
-            file = cell(name, what)
-            file.with_suffix(".new").write_text(json.dumps(content, indent=1))
-            file.with_suffix(".new").replace(file)
+            write_json(cell(name, what), content)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
@@ -259,25 +258,6 @@ def read_arguments():
 def first_run(runs: dict) -> dict:
     """The options of the first model's run."""
     return next(iter(runs.values()), {})
-
-
-def refuse_other_options(folder, args, networks):
-    """Write run.yaml and networks.json; figures made under other options than these must not be mixed with new ones."""
-    private = () if args.card_names else ("forget_values", "forget_rows")
-    file, new = folder / "run.yaml", folder / "run.yaml.new"
-    write_run(new, args, leave_out=private)
-    wanted = {k: v for k, v in yaml.safe_load(new.read_text()).items() if k not in FREE} | {"networks": networks}
-    if file.exists():
-        old = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in FREE}
-        old["networks"] = json.loads((folder / "networks.json").read_text())
-        changed = sorted(k for k in old.keys() | wanted.keys() if old.get(k) != wanted.get(k))
-        if changed:
-            new.unlink()
-            raise InputError(
-                f"'{folder}' holds figures made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
-            )
-    (folder / "networks.json").write_text(json.dumps(networks, indent=1))
-    new.replace(file)
 
 
 @torch.no_grad()

@@ -144,7 +144,7 @@ def make_mage(args: Arguments):
 
 def known_fields(options: dict, config) -> dict:
     """The options, all of which must be fields of a configuration class."""
-    known = {option.name for option in fields(config)}
+    known = {option.name for option in fields(config)} | {"attn_implementation"}
     for name in options:
         if name not in known:
             raise InputError(f"--model names '{name}', which {config.__name__} does not have.")

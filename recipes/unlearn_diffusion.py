@@ -37,7 +37,8 @@ class Arguments(RunArguments):
     """What to unlearn, and how pictures are generated. What is not given is as the model was saved, else the default in brackets."""
 
     model: str = field(
-        default="mnist-demo-unet", metadata={"help": "The original: Hub id or folder of a pipeline or U-Net, or mnist-demo-unet."}
+        default="mnist-demo-unet",
+        metadata={"help": "The original: Hub id or folder of a pipeline or U-Net, or mnist-demo-unet."},
     )
     subfolder: str | None = field(default=None, metadata={"help": "Folder in it of a U-Net to be taken without its pipeline."})
     image_size: int | None = field(default=None, metadata={"help": "Pixels a side [what the U-Net's config says]."})
@@ -53,6 +54,19 @@ class Arguments(RunArguments):
         metadata={
             "choices": ["concat", "mean"],
             "help": "Levels as one vector (the paper) or each with the same weight (the code) [concat].",
+        },
+    )
+    teacher_condition: str | None = field(
+        default=None,
+        metadata={
+            "choices": ["picture", "noise"],
+            "help": "The visible part that the original sees with n: the forget picture's (C.25), or n's too (eq. 10) [picture].",
+        },
+    )
+    frozen_levels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Down blocks, from the first, that stay as they are with conv_in; they see too few pixels to tell sets apart [0]."
         },
     )
     train_time_embedding: bool | None = field(
@@ -91,7 +105,8 @@ def main():
     path = DEMOS.get(args.model, args.model)
     model = I2IUNet.from_pretrained(
         path, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size, patch_size=args.patch_size,
-        combine=args.combine, train_time_embedding=args.train_time_embedding, prompt=args.prompt,
+        combine=args.combine, teacher_condition=args.teacher_condition, frozen_levels=args.frozen_levels, train_time_embedding=args.train_time_embedding,
+        prompt=args.prompt,
     )  # fmt: skip
     if args.sampler:
         model.sample_with(SAMPLERS[args.sampler])

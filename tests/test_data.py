@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import datasets
 import numpy as np
 import pytest
@@ -66,21 +64,21 @@ def test_stream_restarts_and_reshuffles_but_keeps_its_pairs_equal():
     assert again == taken
 
 
-def test_one_worker_reads_a_stream_whole(monkeypatch):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_workers_share_a_stream_and_keep_its_order(batch):
     source = undecoded(make_dataset(8)).to_iterable_dataset(4)
-    pairs = ForgetRetainStream(source.take(4), source.skip(4), seed=1)
-    loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=1)
-    taken = [pair for pair, _ in zip(loader, range(8))]
-    assert [pair for pair, _ in zip(loader, range(8))] == taken
-    assert (
-        sorted(names(taken[:4], "forget"))
-        == sorted(names(taken[4:], "forget"))
-        == sorted(r["image"]["path"] for r in source.take(4))
-    )
-    assert len(set(names(taken[:4], "retain"))) == 4
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=2))
-    with pytest.raises(InputError, match="one worker at most; set dataloader_num_workers to 1, not 2"):
-        next(iter(pairs))
+    pairs = ForgetRetainStream(source.take(4), source.skip(4), seed=1, shuffle_buffer=3)
+    pairs.rows_per_batch = batch
+    loaders = [
+        torch.utils.data.DataLoader(pairs, batch, num_workers=n, collate_fn=list, multiprocessing_context="fork" if n else None)
+        for n in (0, 1, 2, 3)
+    ]
+    taken = [[pair for rows, _ in zip(loader, range(24 // batch)) for pair in rows] for loader in loaders]
+    assert all(other == taken[0] for other in taken[1:])
+    for k in range(6):  # each row once a pass
+        assert sorted(names(taken[0][4 * k :][:4], "forget")) == sorted(r["image"]["path"] for r in source.take(4))
+        assert len(set(names(taken[0][4 * k :][:4], "retain"))) == 4
+    assert [pair["seeds"] for pair in taken[0]] == [seeds_for(1, t) for t in range(24)]
 
 
 def test_empty_sets_are_refused():

@@ -10,6 +10,7 @@ from hf_i2i_unlearn import (
     InputError,
     completion_grid,
     embedding_map,
+    frontier,
     metric_curves,
     plots,
 )
@@ -91,3 +92,19 @@ def test_embedding_map(drawn):
     assert apart > 3 * together
     with pytest.raises(InputError, match="t-SNE of 4 pictures"):
         embedding_map({"retain true": torch.rand(2, 3), "retain a": torch.rand(2, 3)}, "unused.png")
+
+
+def test_frontier_by_another_figure(drawn):
+    """The line goes through a method's best points; what costs far more than is tolerated, or drifts too far, is not drawn."""
+    points = [
+        {"method": "ours", "retain_cost": c, "forget_cost": f, "retain_drift": d}
+        for c, f, d in ((10.0, 20.0, 0.1), (10.2, 15.0, 0.2), (10.4, 30.0, 0.3), (99.0, 90.0, 0.4))
+    ]
+    before = {"retain_cost": 10.0, "forget_cost": 12.0, "retain_mse": 0.35}
+    frontier(points, before, "unused.png", 0.05, "cost", "FD (hole, tiny)")
+    left, right = drawn[0].axes
+    (line,) = [one for one in left.get_lines() if one.get_label() == "ours"]
+    assert line.get_xydata().tolist() == [[10.0, 20.0], [10.4, 30.0]]
+    (line,) = [one for one in right.get_lines() if one.get_label() == "ours"]
+    assert line.get_xydata().tolist() == [[0.1, 20.0], [0.3, 30.0]]
+    assert "FD (hole, tiny)" in left.get_xlabel() and "FD (hole, tiny)" in left.get_ylabel()

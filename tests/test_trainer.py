@@ -21,7 +21,7 @@ from hf_i2i_unlearn import (
     UnlearningTrainer,
     undecoded,
 )
-from hf_i2i_unlearn.trainer import last_whole_checkpoint
+from hf_i2i_unlearn.checkpoints import last_whole_checkpoint
 
 DATASET = undecoded(make_dataset(24))
 FORGET, RETAIN = DATASET.select(range(8)), DATASET.select(range(8, 24))

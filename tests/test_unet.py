@@ -114,6 +114,29 @@ def test_the_original_encoder_sees_noise_in_the_hole_alone(unet, pixels):
         assert torch.equal(theirs.gamma, draw.gamma)
 
 
+def test_with_noise_for_condition_the_original_encoder_sees_nothing_of_the_picture(pixels):
+    """Eq. 10 as it stands: E0(T(n), n, eta)."""
+    unet = make_unet(teacher_condition="noise")
+    draw, hole = unet.draw(pixels, MASK, SEEDS), unet.hole(MASK).expand_as(pixels)
+    n = torch.randn_like(pixels)
+    for noise, expected in ((n, n), (None, draw.noise)):
+        shown, theirs = unet.noised(pixels, draw, noise)
+        condition, noisy = unet._inputs(shown, theirs, unet._sample(shown, theirs)).chunk(2, 1)
+        assert torch.equal(noisy, expected) and torch.equal(condition[~hole], expected[~hole])
+        assert torch.equal(condition[hole], draw.condition[hole]) and torch.equal(theirs.gamma, draw.gamma)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_frozen_levels_are_not_trained(pixels, frozen):
+    unet = make_unet(frozen_levels=frozen)
+    unet.train_encoder_only()
+    trained = {name for name, p in unet.model.named_parameters() if p.requires_grad}
+    places = ["mid_block", *(f"down_blocks.{k}" for k in range(frozen, 2)), *([] if frozen else ["conv_in"])]
+    assert trained == {n for n, _ in unet.model.named_parameters() if n.startswith(tuple(f"{p}." for p in places))}
+    unet(pixels, unet.draw(pixels, MASK, SEEDS)).square().mean().backward()
+    assert {n for n, p in unet.model.named_parameters() if p.grad is not None} == trained
+
+
 def test_gamma_stays_float32_in_half_precision(pixels):
     unet, seen = make_unet(), []
     unet.model.to(torch.bfloat16)
@@ -488,6 +511,8 @@ def test_refuses_other_layouts(changes, message):
     "options, message",
     [
         ({"patch_size": 5}, "16x16 is not divisible by the U-Net's patch size 5"),
+        ({"teacher_condition": "none"}, "teacher_condition is one of picture, noise, got 'none'"),
+        ({"frozen_levels": 3}, "has 2 down blocks, so frozen_levels is 0 to 2; got 3"),
         ({"combine": "sum"}, "combine is one of concat, mean, got 'sum'"),
         ({"steps": 0}, "1 to 2000 steps, got steps=0"),
         ({"steps": 2001}, "1 to 2000 steps, got steps=2001"),

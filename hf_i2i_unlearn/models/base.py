@@ -24,6 +24,7 @@ class I2IModel(nn.Module, abc.ABC):
     family: str  # one word for cards and messages
     patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
     noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
+    draws_beside_t = False  # whether `draw` draws more than T, so that an encoder pass over the same picture differs each time
     noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space
 
     @property

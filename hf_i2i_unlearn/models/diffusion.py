@@ -30,6 +30,7 @@ from .folders import (
 from .schedules import gamma_at, on_schedule, plain_config, prediction_type, same_schedule
 
 COMBINE = ("concat", "mean")
+TEACHER_CONDITIONS = ("picture", "noise")
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 SETTINGS = "i2i_model.json"
 
@@ -68,6 +69,11 @@ class I2IUNet(I2IModel):
         patch_size: side in pixels of the patches that corruptions hide; image_size // 16 if None, a 16x16 grid.
         combine: "concat", all levels as one vector, so that each value weighs the same (the paper); "mean", levels scaled so
             that the mean squared error is the mean of the levels' mean squared errors (the released code takes their sum).
+        teacher_condition: what the original's condition is for E0(T(n)). "picture", the visible part of the forget picture, as eq.
+            C.25 and the released code have it: early in the generation, where all is noise, nothing is then to be forgotten.
+            "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
+        frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where those
+            cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all (the paper).
         train_time_embedding: train it with the encoder, as the released code does; the decoder then changes too.
         pipeline: the pipeline that the U-Net came from; `save_pretrained` then writes a whole one.
 
@@ -77,10 +83,12 @@ class I2IUNet(I2IModel):
 
     family = "diffusion"
     noise_target_is_shared = False  # E0(T(x), n, eta) depends on the visible part of each picture
+    draws_beside_t = True  # time and noise
     kind = UNet2DModel  # of the inner model
     time_is_gamma = False
     is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
-    stored = ("image_size", "patch_size", "steps", "combine", "train_time_embedding")  # in SETTINGS, beside the weights
+    # In SETTINGS, beside the weights.
+    stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "train_time_embedding")
 
     def __init__(
         self,
@@ -91,6 +99,8 @@ class I2IUNet(I2IModel):
         image_size: int | tuple[int, int] | None = None,
         patch_size: int | None = None,
         combine: str = "concat",
+        teacher_condition: str = "picture",
+        frozen_levels: int = 0,
         train_time_embedding: bool = False,
         pipeline: Pipeline | None = None,
     ):
@@ -98,7 +108,12 @@ class I2IUNet(I2IModel):
         self.check_unet(model)
         if combine not in COMBINE:
             raise InputError(f"combine is one of {', '.join(COMBINE)}, got '{combine}'.")
+        if teacher_condition not in TEACHER_CONDITIONS:
+            raise InputError(f"teacher_condition is one of {', '.join(TEACHER_CONDITIONS)}, got '{teacher_condition}'.")
         self.model, self.combine, self.train_time_embedding, self.pipeline = model, combine, train_time_embedding, pipeline
+        self.teacher_condition, self.frozen_levels = teacher_condition, frozen_levels
+        if not 0 <= frozen_levels <= (levels := len(model.down_blocks)):
+            raise InputError(f"The U-Net has {levels} down blocks, so frozen_levels is 0 to {levels}; got {frozen_levels}.")
         size = image_size or self._default_size()
         if size is None:
             raise InputError("The U-Net's config has no sample_size; pass image_size, the side of the pictures in pixels.")
@@ -192,7 +207,9 @@ class I2IUNet(I2IModel):
         settings = json.loads(file.read_text()) if file else {}
         sampler = settings.pop("sampler", None)
         if sampler and scheduler is None:
-            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(plain_config(sampler))
+            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(
+                plain_config(sampler)
+            )
         settings = {name: value for name, value in settings.items() if name in (*layout.stored, "sampler")}
         # Beside the weights, as `save_pretrained` puts it, or beside their folder, as in a pipeline.
         scheduler = scheduler or load_scheduler(path, subfolder, **hub) or (load_scheduler(path, **hub) if subfolder else None)
@@ -273,9 +290,10 @@ class I2IUNet(I2IModel):
         return not self.train_time_embedding
 
     def encoder_modules(self):
-        """conv_in, down blocks and middle block; the time embedding only with `train_time_embedding`."""
+        """conv_in, down blocks but for the frozen ones, and middle block; the time embedding only with `train_time_embedding`."""
         shared = [self.model.time_embedding] if self.train_time_embedding else []
-        return [self.model.conv_in, self.model.down_blocks, self.model.mid_block, *shared]
+        first = [] if self.frozen_levels else [self.model.conv_in]
+        return [*first, *self.model.down_blocks[self.frozen_levels :], self.model.mid_block, *shared]
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, every_n_layers=1, offload=False):
         if every_n_layers != 1 or offload:
@@ -298,11 +316,13 @@ class I2IUNet(I2IModel):
         return TimestepDraw(mask.to(device), time, gammas[time], torch.stack(noises), pure)
 
     def noised(self, pixel_values, draw, noise=None):
-        """What the original encoder is given for E0(T(x), n, eta), eq. C.25: (pixel values, draw).
+        """What the original encoder is given for E0(T(x), n, eta), eq. C.25, or E0(T(n), n, eta): (pixel values, draw).
 
-        n stands in the hole of what is noised; visible part, condition and time stay. n is `noise` (B, C, h, w), or the
-        diffusion noise itself if None, as in the released code.
+        n stands in the hole of what is noised; the time stays, and so do visible part and condition, unless `teacher_condition`
+        is "noise". n is `noise` (B, C, h, w), or the diffusion noise itself if None, as in the released code.
         """
+        if self.teacher_condition == "noise":
+            pixel_values = (draw.noise if noise is None else noise).to(pixel_values)
         noise = draw.noise if noise is None else torch.where(self.sample_hole(draw.mask), noise.to(draw.noise), draw.noise)
         return pixel_values, draw._replace(noise=noise, pure=torch.ones_like(draw.pure))
 
@@ -331,8 +351,10 @@ class I2IUNet(I2IModel):
         sample = unet.conv_in(sample)
         levels = [sample]
         for block in unet.down_blocks:
+            sample = _safe_for_norms(sample)
             sample, residuals = block(hidden_states=sample, temb=embedding, **self._context(block, len(sample)))
             levels += residuals
+        sample = _safe_for_norms(sample)
         return [*levels, unet.mid_block(sample, embedding, **self._context(unet.mid_block, len(sample)))]
 
     def levels(self, encoded):
@@ -455,6 +477,11 @@ class I2IUNet(I2IModel):
 
     def load_weights(self, folder):
         super().load_weights(Path(folder, "unet") if self.pipeline else folder)
+
+
+def _safe_for_norms(sample):
+    """torch 2.13 crashes in the backward pass of a group norm over channels-last values that need no gradient themselves."""
+    return sample if sample.requires_grad else sample.contiguous()
 
 
 def check_config(config, expected: dict) -> None:

@@ -86,6 +86,11 @@ class I2ILatentUNet(I2IUNet):
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.factor, self.latent_channels, self.picture_channels = factor, vae.config.latent_channels, vae.config.in_channels
         super().__init__(model, scheduler, **options)
+        if self.teacher_condition == "noise":
+            raise InputError(
+                "teacher_condition 'noise' is for U-Nets over pixels: n of latent inpainting lives in latent space, and its "
+                "condition is a picture; leave it at 'picture'."
+            )
         expected = (2 * self.latent_channels + 1, self.latent_channels)
         if (model.config.in_channels, model.config.out_channels) != expected:
             raise InputError(

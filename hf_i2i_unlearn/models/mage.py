@@ -133,6 +133,10 @@ class I2IMage(I2IModel):
         return self.mask_rate is None  # else each picture has hidden tokens of its own
 
     @property
+    def draws_beside_t(self):
+        return self.mask_rate is not None
+
+    @property
     def image_size(self):
         return (self.model.config.image_size, self.model.config.image_size)
 
