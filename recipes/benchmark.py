@@ -59,15 +59,8 @@ from hf_i2i_unlearn import (
 from hf_i2i_unlearn.lora import original_of
 from hf_i2i_unlearn.objective import Objective
 
-PARTS = (
-    "step",
-    "options",
-    "cost",
-    "noise",
-    "lora",
-    "lora_full_side",
-    "lora_lora_side",
-)  # the last two: what a process of `lora` runs
+_SIDES_OF_LORA = ("lora_full_side", "lora_lora_side")  # what a process of `lora` runs
+PARTS = ("step", "options", "cost", "noise", "lora", *_SIDES_OF_LORA)
 SIDES = {  # name: what it is, the most of (a)'s time it may take on a CPU, the least share of the peak
     "a": ("the released code: student on both, teacher on both and on noise for both", None, None),
     "b": ("ours: student on [x_r; x_f], teacher on [x_r; n]", 0.82, 0.85),
