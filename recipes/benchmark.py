@@ -262,7 +262,7 @@ def visible_patches(args) -> int:
 
 
 def step_sides(args, folder) -> dict[str, Side]:
-    """All sides. In fp32, (a) to (c2) train one and the same model with one optimiser, which does not change their work."""
+    """All sides. In fp32, (a) to (c2) train one and the same model, which does not change their work."""
     model = mae(args)
     floor = floors(model.model.config, visible_patches(args), args.pairs)
     original = model.frozen_copy()
@@ -271,7 +271,7 @@ def step_sides(args, folder) -> dict[str, Side]:
         trainers[name] = make_trainer(args, folder, model, original, **OURS[name])
         optimizer = optimizer or trainers[name].create_optimizer()
     batch = trainers["b"]._prepare_inputs(next(iter(trainers["b"].get_train_dataloader())))
-    sides["a"] = Side(reference_step(model, original, batch, optimizer), floor["a"])
+    sides["a"] = Side(reference_step(model, original, batch), floor["a"])
     for name, trainer in trainers.items():
         sides[name] = Side(product_step(trainer, optimizer), floor[name])
     sides["c3"] = Side(product_step(make_trainer(args, folder, with_lora(mae(args)), **OURS["c3"])), floor["c3"])

@@ -105,8 +105,11 @@ def product_step(trainer, optimizer=None) -> Callable:
     return step
 
 
-def reference_step(model, original, batch, optimizer, alpha: float = 0.25) -> Callable:
-    """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used."""
+def reference_step(model, original, batch, optimizer=None, alpha: float = 0.25) -> Callable:
+    """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used; gradients clipped
+    at a norm of 3, and torch's AdamW as it comes."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer or torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     pixels, half = torch.cat([batch["retain"], batch["forget"]]), len(batch["retain"])
     mask = crop(model)(model.grid, range(len(pixels)))
 
@@ -116,6 +119,7 @@ def reference_step(model, original, batch, optimizer, alpha: float = 0.25) -> Ca
             known, noise = original(pixels, mask), original(torch.randn_like(pixels), mask)
         loss = (encoded[:half] - known[:half]).square().mean() + alpha * (encoded[half:] - noise[half:]).square().mean()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 3.0)
         optimizer.step()
         optimizer.zero_grad()
 
