@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
+sys.path.append(str(ROOT / "recipes"))  # last, for its evaluate.py would hide the library of that name
 
 import benchmark  # noqa: E402
 import benchmark_cost  # noqa: E402

@@ -481,7 +481,7 @@ class I2IUNet(I2IModel):
 
 def _safe_for_norms(sample):
     """torch 2.13 crashes in the backward pass of a group norm over channels-last values that need no gradient themselves."""
-    return sample if sample.requires_grad else sample.contiguous()
+    return sample.contiguous() if torch.is_grad_enabled() and not sample.requires_grad else sample
 
 
 def check_config(config, expected: dict) -> None:
