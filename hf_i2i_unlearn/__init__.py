@@ -68,6 +68,7 @@ from .models import (
     I2IUNet,
     palette_config,
 )
+from .models.mae_training import MAEAdversarialTraining
 from .models.mage_hf import MageConfig, MageModel
 from .models.mage_training import MageTokenizerTraining, MageTransformerTraining
 from .noise import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -32,6 +32,7 @@ from .models.base import I2IModel
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
+TRAINING_ONLY_FILE = "training_only.safetensors"
 NEVER = 2**62  # a step that no run reaches
 
 
@@ -211,6 +212,8 @@ class I2ITrainer(Trainer):
             self.processing_class.save_pretrained(folder)
         # In place of the pickled arguments of the stock Trainer, which nobody should have to unpickle.
         (folder / "training_args.json").write_text(self.args.to_json_string())
+        if self._aside and model.training_only is not None:
+            save_file(model.training_only.state_dict(), folder / TRAINING_ONLY_FILE)
         if self.ema and self.is_in_train:
             weights = {name: p.contiguous() for name, p in zip(self._trained(), self.ema.shadow_params)}
             save_file(weights, folder / EMA_FILE, metadata={"step": str(self.ema.optimization_step)})
@@ -252,6 +255,8 @@ class I2ITrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # accelerate's own shards
             return
         (self.i2i.patch or self.i2i).load_weights(resume_from_checkpoint)
+        if self.i2i.training_only is not None:
+            self.i2i.training_only.load_state_dict(load_file(Path(resume_from_checkpoint) / TRAINING_ONLY_FILE))
         self._load_ema(resume_from_checkpoint)
 
     def _load_ema(self, folder):

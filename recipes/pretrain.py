@@ -26,6 +26,7 @@ from hf_i2i_unlearn import (
     ImageReader,
     InputError,
     JsonDict,
+    MAEAdversarialTraining,
     MageConfig,
     MageModel,
     MageTokenizerTraining,
@@ -67,7 +68,14 @@ class Arguments(SourceArguments):
         default="tokenizer",
         metadata={"choices": ["tokenizer", "transformer"], "help": "MAGE: what to train; the transformer needs --init."},
     )
-    init: str | None = field(default=None, metadata={"help": "MAGE: folder or Hub id whose tokenizer the transformer learns."})
+    init: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id. MAE: the model to go on with. MAGE: whose tokenizer the transformer learns."},
+    )
+    adversarial_weight: float = field(
+        default=0.0,
+        metadata={"help": "MAE: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."},
+    )
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
     generation: JsonDict = field(
         default_factory=JsonDict,
@@ -105,7 +113,7 @@ def make_model(args: Arguments):
     """A fresh model of the family. Raises InputError for options that it does not have or that do not fit each other."""
     try:
         if args.family == "mae":
-            return I2IMAE.from_config(ViTMAEConfig(**known_fields(args.model, ViTMAEConfig)))
+            return make_mae(args)
         if args.family == "diffusion":
             # Palette's schedule; Palette itself predicts the noise.
             scheduler = DDPMScheduler(2000, beta_start=1e-6, beta_end=0.01, prediction_type=args.prediction_type)
@@ -118,6 +126,18 @@ def make_model(args: Arguments):
         return make_mage(args)
     except (TypeError, ValueError) as error:
         raise InputError(f"The options of the {args.family} model do not fit: {error}") from error
+
+
+def make_mae(args: Arguments):
+    """A fresh MAE, or that of `args.init`, with a discriminator where its loss is asked for."""
+    if args.init and args.model:
+        raise InputError("--init brings a whole model, of which --model can change nothing; give one of them.")
+    made = (
+        I2IMAE.from_pretrained(args.init)
+        if args.init
+        else I2IMAE.from_config(ViTMAEConfig(**known_fields(args.model, ViTMAEConfig)))
+    )
+    return MAEAdversarialTraining(made.model, args.adversarial_weight) if args.adversarial_weight else made
 
 
 def make_mage(args: Arguments):

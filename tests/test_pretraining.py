@@ -22,6 +22,7 @@ from hf_i2i_unlearn import (
     CenterCrop,
     I2IMage,
     InputError,
+    MAEAdversarialTraining,
     MageTokenizerTraining,
     MageTransformerTraining,
     PretrainingConfig,
@@ -39,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())
 FAMILIES = {
     "mae": make_mae,
+    "adversarial": lambda: MAEAdversarialTraining(make_mae().model),
     "diffusion": make_unet,
     "tokenizer": lambda: MageTokenizerTraining(make_mage(random=False), reseed_every=2),
     "transformer": lambda: MageTransformerTraining(make_mage(random=False), steps=3),
@@ -131,6 +133,63 @@ def test_refused_before_training(tmp_path):
     with pytest.raises(InputError, match="Cannot read x.png"):
         make_trainer(tmp_path, make_mae(), SingleImages(broken))
     assert not any(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------- adversarial MAE
+
+
+def test_adversarial_loss_by_hand():
+    torch.manual_seed(0)
+    model = MAEAdversarialTraining(make_mae().model, weight=0.3).eval()  # eval: spectral norms stand still
+    x, mask = pictures(), RandomMask(0.5)(model.grid, torch.arange(4))
+    hole = model.hole(mask)
+    loss = model.training_loss(x, mask)
+    completed = model.generate(x, mask)
+    counted = hole.unfold(2, 4, 4).unfold(3, 4, 4).any(-1).any(-1).flatten(1).float()  # (B, verdicts)
+
+    def verdict(pictures):
+        values = model.discriminator(pictures, hole)
+        return values, lambda f: (f(values) * counted).sum(1) / counted.sum(1)
+
+    (_, real), (_, made) = verdict(x), verdict(completed)
+    squared = ((completed - x).square() * hole).flatten(1).sum(1) / (3 * hole.flatten(1).sum(1))
+    wanted = squared - 0.3 * made(lambda v: v) + real(lambda v: (1 - v).clamp_min(0)) + made(lambda v: (1 + v).clamp_min(0))
+    torch.testing.assert_close(loss, wanted)
+    # Pixels outside the hole are no part of the completion: the verdicts differ by the hole alone.
+    torch.testing.assert_close(completed[~hole.expand_as(x)], x[~hole.expand_as(x)])
+
+
+def test_each_part_of_the_adversarial_loss_trains_its_own_network():
+    torch.manual_seed(0)
+    model, x = MAEAdversarialTraining(make_mae().model, weight=0.3).eval(), pictures()
+    mask = CenterCrop(2)(model.grid, torch.arange(4))
+
+    def gradients(weight):
+        model.zero_grad()
+        model.weight = weight
+        model.training_loss(x, mask).mean().backward()
+        return [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]) for part in
+                (model.model, model.discriminator)]  # fmt: skip
+
+    (plain_model, plain_critic), (model_, critic) = gradients(1e-12), gradients(0.3)
+    torch.testing.assert_close(critic, plain_critic)  # the model's loss does not reach the discriminator
+    plain = make_mae()
+    plain.model.load_state_dict(model.model.state_dict())
+    plain.training_loss(x, mask).mean().backward()
+    squared_alone = torch.cat([p.grad.flatten() for p in plain.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(plain_model, squared_alone)  # nor the discriminator's the model
+    assert not torch.allclose(model_, plain_model)
+
+
+def test_adversarial_refusals_and_result_without_discriminator(tmp_path):
+    with pytest.raises(InputError, match="must be larger than 0, got 0"):
+        MAEAdversarialTraining(make_mae().model, weight=0.0)
+    trainer = make_trainer(tmp_path, MAEAdversarialTraining(make_mae().model), max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "checkpoint-2" / "training_only.safetensors").is_file()
+    assert not (tmp_path / "training_only.safetensors").exists()
+    assert not any("discriminator" in name for name in load_file(tmp_path / "model.safetensors"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- streams

@@ -22,6 +22,7 @@ class I2IModel(nn.Module, abc.ABC):
 
     model: nn.Module
     family: str  # one word for cards and messages
+    training_only = None  # a module that training needs beside the model; checkpoints have it, results do not
     patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
     noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
     draws_beside_t = False  # whether `draw` draws more than T, so that an encoder pass over the same picture differs each time
