@@ -6,7 +6,8 @@
 
 `step`: one optimisation step of eq. 10 at ViT-Base size (random weights, 224x224 pictures, center:8, 8 + 8 pictures), in fp32, and
 on a GPU in bf16 too. (a) is the pattern of the released code, the others are what `UnlearningTrainer` does. The sides take turns in
-one process, and ratios are medians over the rounds. The floor of a side is the matrix products that nobody can leave out (3 x
+one process, and ratios are medians over the rounds. (a) computes attention as the released code does, (a2) with the kernel that the
+other sides have. The floor of a side is the matrix products that nobody can leave out (3 x
 student forward + 1 x teacher forward over the visible tokens, less what is computed before), and its share of the peak is floor /
 time / the rate of a matrix product of the model's shape in the same round. Memory is what a step takes beyond what was held before.
 `options`: each option that should make a step cheaper, on and off in turns.
@@ -41,6 +42,7 @@ from benchmark_steps import (
     make_trainer,
     product_step,
     reference_step,
+    released_optimizer,
     take_turns,
     unet,
     with_lora,
@@ -63,6 +65,7 @@ _SIDES_OF_LORA = ("lora_full_side", "lora_lora_side")  # what a process of `lora
 PARTS = ("step", "options", "cost", "noise", "lora", *_SIDES_OF_LORA)
 SIDES = {  # name: what it is, the most of (a)'s time it may take on a CPU, the least share of the peak
     "a": ("the released code: student on both, teacher on both and on noise for both", None, None),
+    "a2": ("the same with ours' attention kernel", None, None),
     "b": ("ours: student on [x_r; x_f], teacher on [x_r; n]", 0.82, 0.85),
     "c1": ("ours, retain targets cached", 0.70, 0.85),
     "c2": ("ours, both targets precomputed (mean noise target)", 0.60, 0.85),
@@ -271,7 +274,9 @@ def step_sides(args, folder) -> dict[str, Side]:
         trainers[name] = make_trainer(args, folder, model, original, **OURS[name])
         optimizer = optimizer or trainers[name].create_optimizer()
     batch = trainers["b"]._prepare_inputs(next(iter(trainers["b"].get_train_dataloader())))
-    sides["a"] = Side(reference_step(model, original, batch), floor["a"])
+    plain = released_optimizer(model)
+    sides["a"] = Side(reference_step(model, original, batch, plain), floor["a"])
+    sides["a2"] = Side(reference_step(model, original, batch, plain, attention="sdpa"), floor["a"])
     for name, trainer in trainers.items():
         sides[name] = Side(product_step(trainer, optimizer), floor[name])
     sides["c3"] = Side(product_step(make_trainer(args, folder, with_lora(mae(args)), **OURS["c3"])), floor["c3"])

@@ -105,23 +105,35 @@ def product_step(trainer, optimizer=None) -> Callable:
     return step
 
 
-def reference_step(model, original, batch, optimizer=None, alpha: float = 0.25) -> Callable:
+def released_optimizer(model):
+    """torch's AdamW as it comes, as the released code has it."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+def reference_step(model, original, batch, optimizer, alpha: float = 0.25, attention: str = "eager") -> Callable:
     """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used; gradients clipped
-    at a norm of 3, and torch's AdamW as it comes."""
+    at a norm of 3, and attention written out ("eager"), its weights in memory."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optimizer or torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     pixels, half = torch.cat([batch["retain"], batch["forget"]]), len(batch["retain"])
     mask = crop(model)(model.grid, range(len(pixels)))
 
     def step():
-        encoded = model(pixels, mask)
-        with torch.no_grad():
-            known, noise = original(pixels, mask), original(torch.randn_like(pixels), mask)
-        loss = (encoded[:half] - known[:half]).square().mean() + alpha * (encoded[half:] - noise[half:]).square().mean()
+        others = [(one.model, one.model.config._attn_implementation) for one in (model, original)]
+        for inner, _ in others:
+            inner.set_attn_implementation(attention)
+        loss = objective()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 3.0)
         optimizer.step()
         optimizer.zero_grad()
+        for inner, before in others:  # the other sides train the same model
+            inner.set_attn_implementation(before)
+
+    def objective():
+        encoded = model(pixels, mask)
+        with torch.no_grad():
+            known, noise = original(pixels, mask), original(torch.randn_like(pixels), mask)
+        return (encoded[:half] - known[:half]).square().mean() + alpha * (encoded[half:] - noise[half:]).square().mean()
 
     return step
 
