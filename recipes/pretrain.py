@@ -111,6 +111,12 @@ class Arguments(SourceArguments):
 
 def make_model(args: Arguments):
     """A fresh model of the family. Raises InputError for options that it does not have or that do not fit each other."""
+    if args.adversarial_weight and args.family != "mae":
+        raise InputError(f"--adversarial_weight is for MAE, not for --family {args.family}; leave it out.")
+    if args.init and args.family == "diffusion":
+        raise InputError(
+            "--init is for MAE and MAGE; a U-Net is trained from nothing, and goes on with --resume_from_checkpoint."
+        )
     try:
         if args.family == "mae":
             return make_mae(args)

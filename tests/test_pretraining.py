@@ -423,6 +423,17 @@ assert model.float().complete(torch.rand(1, 3, 16, 16), torch.eye(4).bool()[None
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_recipe_goes_on_with_a_mae_under_an_adversarial_loss(source, tmp_path, monkeypatch, capsys):
+    make_mae().save_pretrained(tmp_path / "first")
+    second = ["--family", "mae", "--init", tmp_path / "first", "--adversarial_weight", 0.1, "--corruptions", '{"center:2": 1}']
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, options(source, tmp_path / "second", *second))])
+    load_recipe().main()
+    assert "center:2: hole MSE" in capsys.readouterr().out
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert one.keys() == two.keys() and not same(one, two)
+    assert all((two[name] - one[name]).abs().max() < 0.5 for name in one)  # it went on, and did not start anew
+
+
 def test_recipe_errors(source, tmp_path, monkeypatch):
     recipe, folder = load_recipe(), tmp_path / "out"
 
@@ -444,6 +455,9 @@ def test_recipe_errors(source, tmp_path, monkeypatch):
     assert "changes codebook_size, which the tokenizer" in refused(*transformer, tmp_path / "mage", "--model", changed)
     assert "'hiden_size', which MageConfig does not have" in refused("--model", '{"hiden_size": 3}')
     assert "'hiden_size', which ViTMAEConfig does not have" in refused("--family", "mae", "--model", '{"hiden_size": 3}')
+    assert "give one of them" in refused("--family", "mae", "--init", tmp_path / "mae", "--model", '{"hidden_size": 16}')
+    assert "--adversarial_weight is for MAE" in refused("--model", json.dumps(MAGE), "--adversarial_weight", 0.1)
+    assert "--init is for MAE and MAGE" in refused("--family", "diffusion", "--init", tmp_path / "mae")
     assert "image_size is 18, expected a multiple of 4" in refused("--model", json.dumps(MAGE | {"image_size": 18}))
     assert "do not fit" in refused("--model", json.dumps(MAGE), "--generation", '{"step": 3}')
     assert "at least 1 step" in refused("--model", json.dumps(MAGE), "--generation", '{"steps": 0}')
