@@ -256,7 +256,13 @@ class I2ITrainer(Trainer):
             return
         (self.i2i.patch or self.i2i).load_weights(resume_from_checkpoint)
         if self.i2i.training_only is not None:
-            self.i2i.training_only.load_state_dict(load_file(Path(resume_from_checkpoint) / TRAINING_ONLY_FILE))
+            file = Path(resume_from_checkpoint) / TRAINING_ONLY_FILE
+            if not file.exists():
+                raise InputError(
+                    f"'{resume_from_checkpoint}' has no {TRAINING_ONLY_FILE}, for that run trained without it; resume with that run's "
+                    "options, or start a new run from its model."
+                )
+            self.i2i.training_only.load_state_dict(load_file(file))
         self._load_ema(resume_from_checkpoint)
 
     def _load_ema(self, folder):

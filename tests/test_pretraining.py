@@ -190,6 +190,9 @@ def test_adversarial_refusals_and_result_without_discriminator(tmp_path):
     assert (tmp_path / "checkpoint-2" / "training_only.safetensors").is_file()
     assert not (tmp_path / "training_only.safetensors").exists()
     assert not any("discriminator" in name for name in load_file(tmp_path / "model.safetensors"))
+    (tmp_path / "checkpoint-2" / "training_only.safetensors").unlink()
+    with pytest.raises(InputError, match="has no training_only.safetensors"):
+        make_trainer(tmp_path, MAEAdversarialTraining(make_mae().model)).train(resume_from_checkpoint="true")
 
 
 # ----------------------------------------------------------------------------------------------------------------- streams
