@@ -10,6 +10,7 @@ from .errors import InputError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 SET_COLOURS = {"retain": "#0072B2", "forget": "#D55E00"}  # Okabe-Ito, told apart by colour-blind readers
 
@@ -62,38 +63,48 @@ METHOD_STYLES = {
 
 
 def frontier(points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole MSE") -> None:
-    """Draw forgetting against what it cost on retain, one line per method through its best points.
+    """Draw forgetting against what it cost on retain, one line per method through its best points, on logarithmic axes.
+
+    Left both are multiples of the original model's figure: who changes both sets alike lies on the diagonal, whatever the method.
 
     Args:
         points: rows with method, retain_drift, and retain_* and forget_* of the figure.
-        original: {"retain_*", "forget_*"} of the original model, and its "retain_mse", which no drift beyond is drawn.
+        original: {"retain_*", "forget_*"} of the original model.
         path: PNG file to write.
         tolerance: the rise of the retain figure, as a share, at which methods are compared; drawn as a line.
         figure, title: what forgetting and its cost are measured by; higher is worse.
     """
-    cost, gain = f"retain_{figure}", f"forget_{figure}"
-    panels, axes = plt.subplots(1, 2, figsize=(9.5, 4), sharey=True, layout="constrained")
-    for axis, key, label, limit in (
-        (axes[0], cost, f"{title} on retain (left is better)", max(original[cost] * (1 + 4 * tolerance), 1e-6)),
-        (axes[1], "retain_drift", "drift from the original's completions on retain (left is better)", original["retain_mse"]),
-    ):
+    floor = 1e-6  # of a drift: that of a model that is the original lies at 0, which has no logarithm
+    costs = [p[f"retain_{figure}"] / original[f"retain_{figure}"] for p in points]
+    drifts = [max(p["retain_drift"], floor) for p in points]
+    gains = [p[f"forget_{figure}"] / original[f"forget_{figure}"] for p in points]
+    panels, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
+    for axis, xs in zip(axes, (costs, drifts)):
         for name, (colour, marker) in METHOD_STYLES.items():
-            mine = sorted((p[key], p[gain]) for p in points if p["method"] == name)
-            mine = [(x, y) for x, y in mine if x <= limit]
+            mine = sorted((x, y) for p, x, y in zip(points, xs, gains) if p["method"] == name)
             if not mine:
                 continue
             best = [(x, y) for x, y in mine if all(y >= other for other_x, other in mine if other_x <= x)]
             axis.scatter(*zip(*mine), color=colour, marker=marker, alpha=0.3, s=22)
             axis.plot(*zip(*best), color=colour, marker=marker, label=name, linewidth=1.6, markersize=6)
-        axis.axhline(original[gain], color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(label, fontsize=9)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.25)
-    near = [p[gain] for p in points if p[cost] <= original[cost] * (1 + 2 * tolerance)]
-    axes[0].set_ylim(top=1.15 * max([original[gain], *near]))  # what ruined the retain set may leave the picture
-    axes[0].axvline(original[cost], color="black", linewidth=0.8, linestyle=":")
-    axes[0].axvline(original[cost] * (1 + tolerance), color="black", linewidth=0.8, linestyle="--")
-    axes[0].set_ylabel(f"{title} on forget (higher forgets more)", fontsize=9)
-    axes[0].set_title("dotted: the original model; dashed: where methods are compared", fontsize=8)
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        axis.set_major_formatter("x{x:g}")
+        axis.set_minor_locator(NullLocator())
+    axes[0].axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axes[0].axvline(1 + tolerance, color="black", linewidth=0.8, linestyle="--")
+    both = [0.9 * min([1, *costs, *gains]), 1.1 * max([1, *costs, *gains])]
+    view = axes[0].get_xlim(), axes[0].get_ylim()
+    axes[0].plot(both, both, color="black", linewidth=0.8, alpha=0.4)
+    axes[0].set(xlim=view[0], ylim=view[1])
+    axes[0].set_xlabel("on retain: times the original's (left is better)", fontsize=9)
+    axes[0].set_ylabel("on forget: times the original's (higher forgets more)", fontsize=9)
+    axes[0].set_title(f"{title}. Dotted: the original; dashed: tolerance; diagonal: both alike", fontsize=8)
+    axes[1].set_xlabel("drift from the original's completions on retain (left is better)", fontsize=9)
     if axes[1].get_legend_handles_labels()[0]:
         axes[1].legend(fontsize=8)
     _save(panels, path)

@@ -95,16 +95,25 @@ def test_embedding_map(drawn):
 
 
 def test_frontier_by_another_figure(drawn):
-    """The line goes through a method's best points; what costs far more than is tolerated, or drifts too far, is not drawn."""
+    """The line goes through a method's best points, in multiples of the original; however much a point costs, it is in the picture."""
     points = [
         {"method": "ours", "retain_cost": c, "forget_cost": f, "retain_drift": d}
-        for c, f, d in ((10.0, 20.0, 0.1), (10.2, 15.0, 0.2), (10.4, 30.0, 0.3), (99.0, 90.0, 0.4))
+        for c, f, d in ((10.0, 24.0, 0.1), (12.5, 18.0, 0.2), (15.0, 36.0, 0.3), (90.0, 12.0, 0.4))
     ]
-    before = {"retain_cost": 10.0, "forget_cost": 12.0, "retain_mse": 0.35}
-    frontier(points, before, "unused.png", 0.05, "cost", "FD (hole, tiny)")
+    frontier(points, {"retain_cost": 10.0, "forget_cost": 12.0}, "unused.png", 0.05, "cost", "FD (hole, tiny)")
     left, right = drawn[0].axes
     (line,) = [one for one in left.get_lines() if one.get_label() == "ours"]
-    assert line.get_xydata().tolist() == [[10.0, 20.0], [10.4, 30.0]]
+    assert line.get_xydata().tolist() == [[1.0, 2.0], [1.5, 3.0]]
     (line,) = [one for one in right.get_lines() if one.get_label() == "ours"]
-    assert line.get_xydata().tolist() == [[0.1, 20.0], [0.3, 30.0]]
-    assert "FD (hole, tiny)" in left.get_xlabel() and "FD (hole, tiny)" in left.get_ylabel()
+    assert line.get_xydata().tolist() == [[0.1, 2.0], [0.3, 3.0]]
+    low, high = left.get_xlim()
+    assert low < 1 and high > 9
+    assert left.get_title().startswith("FD (hole, tiny)")
+
+
+def test_frontier_takes_a_model_that_did_not_move(drawn):
+    """No drift and no error have no logarithm."""
+    still = {"method": "ours", "retain_mse": 0.5, "forget_mse": 0.5, "retain_drift": 0.0}
+    frontier([still], {"retain_mse": 0.5, "forget_mse": 0.5}, "unused.png", 0.05)
+    (line,) = [one for one in drawn[0].axes[1].get_lines() if one.get_label() == "ours"]
+    assert np.isfinite(np.log(line.get_xydata())).all()
