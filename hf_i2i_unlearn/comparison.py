@@ -61,7 +61,7 @@ class Comparison:
         training: options of all runs; steps, method, learning rate, alpha and seed are those of the setting.
         corruption: T in training. max_steps: length of the schedule; a run ends at the last step that is asked for.
         measure: (model, setting, step, what) -> figures, any JSON.
-        noise_rank: of the noise `low_rank`. on_corrupt: see `ImageReader`.
+        noise_rank: of the noise `low_rank`. augment (in training), on_corrupt: see `ImageReader`.
 
     Raises:
         InputError: an average of weights is asked for, which exists only at the end of a run.
@@ -80,6 +80,7 @@ class Comparison:
         measure: Callable,
         noise_rank: int = 64,
         on_corrupt: str = "refuse",
+        augment: Callable | None = None,
     ):
         if training.ema_decay:
             raise InputError(
@@ -87,7 +88,7 @@ class Comparison:
             )
         self.folder, self.load, self.original, self.processor = Path(folder), load, original, processor
         self.args, self.training, self.corruption, self.max_steps, self.measure = args, training, corruption, max_steps, measure
-        self.noise_rank, self.on_corrupt = noise_rank, on_corrupt
+        self.noise_rank, self.on_corrupt, self.augment = noise_rank, on_corrupt, augment
         self.key = hash_weights(original)
         self.reader = ImageReader(processor, original.channels, None, on_corrupt)
         self._splits, self._noises = {}, {}
@@ -178,6 +179,7 @@ class Comparison:
             eval_dataset=held if setting.retain_bound else None,  # a report on the bound needs them
             noise=self.noise(setting.noise),
             original=self.original,
+            augment=self.augment,
             on_corrupt=self.on_corrupt,
             callbacks=[callback],
         )

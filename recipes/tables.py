@@ -27,6 +27,7 @@ from tables_options import FREE, METRICS, Arguments
 from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import (
+    AUGMENTATIONS,
     DEMOS,
     FAILED,
     METHODS,
@@ -75,7 +76,7 @@ class Tables:
         constant = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)) == "constant"
         self.runs = Comparison(
             self.folder, load, self.original, load_processor(path), args, training, parse_corruption(args.corruption),
-            max(args.measure_at), self.measure, args.noise_rank, args.on_corrupt,
+            max(args.measure_at), self.measure, args.noise_rank, args.on_corrupt, AUGMENTATIONS[args.augment],
         )  # fmt: skip
         splits = self.runs.splits()
         self.description = splits.description
@@ -349,7 +350,7 @@ class Tables:
         }
         generation = dict(args.generation) | ({} if args.generation_steps is None else {"steps": args.generation_steps})
         options |= {"model": args.model, "corruption": args.corruption, "eval_corruption": self.whats[0], "on_corrupt": args.on_corrupt,
-                    "noise_rank": args.noise_rank, "max_steps": step}  # fmt: skip
+                    "augment": args.augment, "noise_rank": args.noise_rank, "max_steps": step}  # fmt: skip
         options |= {steps if k == "steps" else k: v for k, v in generation.items()}
         own = {k: v for k, v in asdict(setting).items() if k not in ("proxy", "lora", "retain_per_class")}
         (save / "run.yaml").write_text(yaml.safe_dump(options | own, sort_keys=False))
@@ -366,7 +367,7 @@ class Tables:
         text = [
             f"# Tables of `{args.model}`",
             f"Dataset {d['dataset']}; forget: {d['forget']} ({d['forget_size']} pictures); retain: {d['retain']} ({d['retain_size']}). Evaluation: "
-            f"{d['evaluation']}; {counts}. T in training: `{args.corruption}`.",
+            f"{d['evaluation']}; {counts}. T in training: `{args.corruption}`, augmentation: {args.augment}.",
             f"Every method was tuned with seed {args.seeds[0]} over learning rates {', '.join(f'{r:g}' for r in args.learning_rates)}, alpha "
             f"{', '.join(f'{a:g}' for a in args.alphas)} and {', '.join(map(str, args.measure_at))} steps. Chosen is the point that forgets most of those "
             f"whose retain cost is at most {1 + args.tolerance:g} times the original's, both by {by} under `{self.whats[0]}`, **on one half of the "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hf_i2i_unlearn import CORRUPTION_HELP, FEATURES_HELP, METHODS, NOISE_HELP, JsonDict, SplitArguments
+from hf_i2i_unlearn import AUGMENTATIONS, CORRUPTION_HELP, FEATURES_HELP, METHODS, NOISE_HELP, JsonDict, SplitArguments
 
 METRICS = {"mse": "hole MSE", "drift": "drift", "fid": "Frechet distance", "inception_score": "Inception score", "similarity": "similarity",
            "accuracy": "accuracy"}  # fmt: skip
@@ -71,6 +71,10 @@ class Arguments(SplitArguments):
         default_factory=lambda: [0.003, 0.01, 0.03, 0.1], metadata={"help": "Table bound: retain distances allowed."}
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures per pass in evaluation."})
+    augment: str = field(
+        default="none",
+        metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training, of every method's pictures."},
+    )
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )

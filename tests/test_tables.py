@@ -16,6 +16,7 @@ from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
+    AUGMENTATIONS,
     FAILED,
     CenterCrop,
     Comparison,
@@ -115,7 +116,7 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
     """A run stopped early is the beginning of a longer one; what is known is not made again; adapters, bounds, proxies, few pictures."""
     made = []
 
-    def comparison(folder):
+    def comparison(folder, augment=None):
         def measure(model, setting, step, what):
             made.append((setting.name, step, what))
             return {"weights": float(sum(p.detach().double().abs().sum() for p in model.parameters())), "kind": what}
@@ -128,7 +129,7 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
         )
         return Comparison(
             tmp_path / folder, lambda: load_model(checkpoint), load_model(checkpoint).eval(), load_processor(checkpoint), args, training,
-            CenterCrop(2), 4, measure,
+            CenterCrop(2), 4, measure, augment=augment,
         )  # fmt: skip
 
     one, ours = comparison("one"), Setting("ours", 1e-2, 0.5, seed=3)
@@ -143,6 +144,7 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
         first[2]["figures"]["a"]["weights"], rel=1e-9
     )
     assert comparison("two").run(ours, [4], ["a"])[4]["figures"] == first[4]["figures"]
+    assert comparison("flipped", AUGMENTATIONS["flip"]).run(ours, [4], ["a"])[4]["figures"] != first[4]["figures"]
 
     def weights(**change):
         options = {"method": "ours", "learning_rate": 1e-2, "alpha": 0.5, "seed": 3} | change
