@@ -42,7 +42,7 @@ class RunArguments(SplitArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
-    pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid."})
+    pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})
 
     # A patch instead of a checkpoint
     lora: bool = field(
@@ -73,6 +73,8 @@ class RunArguments(SplitArguments):
     )
 
     def __post_init__(self):
+        if self.pictures < 0:
+            raise InputError(f"--pictures is how many to show, 0 or more; got {self.pictures}.")
         if self.merge and not self.lora:
             raise InputError(
                 "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."
@@ -156,7 +158,7 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         original, rows, reader, eval_corruption, training.per_device_eval_batch_size, training.seed, trainer.accelerator
     )(model)
     bound = trainer.bound_report()
-    if trainer.is_world_process_zero():
+    if args.pictures and trainer.is_world_process_zero():
         models = {"before": original, "after": model}
         grid = {
             name: completions(models, reader, eval_corruption, r[:: max(1, len(r) // args.pictures)][: args.pictures])
@@ -188,7 +190,7 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         steps=trainer.state.global_step,
         skipped=trainer.skipped,
         command=command_line(recipe, private),
-        picture="before_after.png",
+        picture="before_after.png" if args.pictures else None,
     )
     if bound:
         word = "holds" if bound["holds"] else "is BROKEN"
@@ -196,7 +198,7 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
             f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}."
         )
     what = "patch" if model.patch else "checkpoint"
-    print(f"\n{markdown_table(result)}\n\nIn {folder}: the {what}, its card (README.md) and before_after.png.")
+    print(f"\n{markdown_table(result)}\n\nIn {folder}: the {what}, its card (README.md){' and before_after.png' if args.pictures else ''}.")
     if training.push_to_hub:
         print(f"Pushed: {trainer.push_to_hub()}")
     return result

@@ -33,9 +33,7 @@ completed as before. {decoder}{patch}
 {usage}
 ```
 
-![before and after]({picture})
-
-## Before and after
+{picture}## Before and after
 
 Corruption T(x): `{eval_corruption}`. Evaluated on: {evaluation}.
 
@@ -107,7 +105,7 @@ def write_card(
     steps: int,
     skipped: int,
     command: str,
-    picture: str,
+    picture: str | None,
 ) -> ModelCard:
     """Write `README.md` into `folder`.
 
@@ -116,7 +114,7 @@ def write_card(
         result: what `Evaluator` returned. description: that of `Splits`. args: the `UnlearningConfig` of the run.
         bound: what `UnlearningTrainer.bound_report` returned. patch: what `add_patch` returned, None for a run without.
         below: the patches under it.
-        picture: file name of the before/after grid inside the folder.
+        picture: file name of the before/after grid inside the folder; None if there is none.
     """
     name, method = Path(folder).resolve().name, METHODS[args.method]
     dataset, local = description["dataset"], Path(description["dataset"]).exists()
@@ -150,7 +148,7 @@ def write_card(
         usage=_usage(model, base_model, args.hub_model_id if args.push_to_hub else name),
         patch=_describe_patch(model, patch, below),
         base_model=base_model,
-        picture=picture,
+        picture=f"![before and after]({picture})\n\n" if picture else "",
         corruption=corruption,
         eval_corruption=eval_corruption,
         table=markdown_table(result),
