@@ -62,7 +62,7 @@ def write_report(args: ReportArguments) -> Path:
         corruption=next(iter(re.findall(r"Corruption T\(x\): `(.+?)`", card)), None),
         before_after=_before_after(_json(folder / "figures.json")),
         figures=FIGURES,
-        evaluations=_evaluations(Path(args.evaluation or folder), _section(card, "Metrics"), bool(args.evaluation)),
+        evaluations=_evaluations(Path(args.evaluation or folder), _metrics(card), bool(args.evaluation)),
         pictures=[data_uri(folder / p) for p in PICTURES if args.pictures and (folder / p).is_file()],
         audit=audit,
         status_classes=STATUS_CLASSES,
@@ -87,6 +87,12 @@ def _json(file: Path):
 
 def _section(card: str, title: str) -> str:
     return card.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def _metrics(card: str) -> str:
+    """What recipes/evaluate.py put into the card, of the evaluation split and of training pictures."""
+    training = _section(card, "Metrics on training pictures")
+    return _section(card, "Metrics") + (re.sub("(?m)^### ", "### Training pictures, ", training) if training else "")
 
 
 def _facts(card: str):

@@ -75,6 +75,9 @@ FREE = {
 }
 
 
+TRAINING_SECTION = "Metrics on training pictures"
+
+
 @dataclass
 class Arguments(SplitArguments):
     """What to measure. What is not given is as in the run (run.yaml of the first folder)."""
@@ -206,10 +209,17 @@ def main():
     table = write_tables(args, folder, found, splits.description, runs)
     print(f"\n{table}\n\nIn {folder}: results.json, results.csv, table.md{''.join(f', {m}' for m in made)}.")
     if args.card and len(paths) == 1 and (Path(args.models[0].split("=", 1)[-1]) / "README.md").is_file():
+        trained = on_training(args)
         update_card(
-            paths[next(iter(paths))], "Metrics", card_text(args, found), card_results(found, splits.description["dataset"])
-        )
+            paths[next(iter(paths))], TRAINING_SECTION if trained else "Metrics", card_text(args, found),
+            card_results(found, splits.description["dataset"], ", training pictures" if trained else ""),
+        )  # fmt: skip
         print(f"The card of {next(iter(paths.values()))} has them as well.")
+
+
+def on_training(args) -> bool:
+    """Whether the figures are of pictures that the run was trained on: of those to be forgotten themselves."""
+    return args.eval_split in (None, "none", args.train_split)
 
 
 def named(word: str) -> tuple[str, str]:
@@ -364,9 +374,12 @@ def ablation_table(found, runs, option) -> str:
 
 
 def card_text(args, found) -> str:
-    parts = [
-        "Measured by `recipes/evaluate.py` after training, on pictures of the evaluation split. A blank hole is the floor."
-    ]
+    which = (
+        "training pictures: the forget set here is of those that were to be forgotten"
+        if on_training(args)
+        else "pictures of the evaluation split"
+    )
+    parts = [f"Measured by `recipes/evaluate.py` after training, on {which}. A blank hole is the floor."]
     for what, results in found.items():
         parts += [f"### {what}", markdown_table(next(iter(results.values())))]
         if "features" in next(iter(results.values()))["retain"]:
@@ -375,14 +388,16 @@ def card_text(args, found) -> str:
     return "\n\n".join([*parts, f"```bash\n{command_line('recipes/evaluate.py', private)}\n```"])
 
 
-def card_results(found, dataset) -> list[EvalResult]:
+def card_results(found, dataset, where="") -> list[EvalResult]:
     """Before and after of every figure, for the metadata."""
     results = []
     for row in feature_rows(found):
         for key in METRICS:
             if key not in row:
                 continue
-            place = f"features of {'whole pictures' if row['region'] == 'whole' else 'the hole alone'} by {row['network']}"
+            place = (
+                f"features of {'whole pictures' if row['region'] == 'whole' else 'the hole alone'} by {row['network']}{where}"
+            )
             for when, prefix in (("before", "original_"), ("after", "")):
                 results.append(
                     EvalResult(

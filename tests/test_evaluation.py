@@ -327,6 +327,18 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
         "after unlearning",
     ) in values
 
+    # The pictures that were to be forgotten themselves: another section, which leaves the first one alone.
+    recipe(*argv[:4], "--eval_split", "none", "--pictures", 0, "--output_dir", "trained")
+    after = ModelCard.load(unlearned / "README.md")
+    held_out, trained = (
+        after.text.partition(f"## {t}\n")[2].partition("\n## ")[0] for t in ("Metrics", "Metrics on training pictures")
+    )
+    assert held_out and held_out == card.text.partition("## Metrics\n")[2].partition("\n## ")[0]
+    assert "those that were to be forgotten" in trained and "| forget | 16 |" in trained
+    assert (
+        len(after.data.eval_results) == len(card.data.eval_results) + 2 * 2 * 2 * 4
+    )  # sets, before and after, regions, metrics
+
     # More T, and a second model: what is there is kept.
     other = tmp_path / "other"  # the original's weights, as a run at another alpha
     shutil.copytree(checkpoint, other)

@@ -197,6 +197,11 @@ def test_tables_of_an_evaluation(tmp_path):
     titles = [words for level, words in page.headings if level == 3]
     assert titles[:2] == ["center:2", "center:2: Whole pictures, network of ours."]
     assert "0.515" in page.text and "7.25" in page.text and "12.35" not in page.text and "no table" not in page.text
+    both = METRICS + METRICS.replace("## Metrics", "## Metrics on training pictures").replace("0.515", "0.625")
+    (folder / "README.md").write_text(CARD.replace("## Audit", both + "## Audit"))
+    page = Page(render(folder))
+    titles = [words for level, words in page.headings if level == 3]
+    assert titles[2] == "Training pictures, center:2" and "0.515" in page.text and "0.625" in page.text
     other = tmp_path / "evaluated"
     other.mkdir()
     with pytest.raises(InputError, match="has no table.md; give --evaluation"):
