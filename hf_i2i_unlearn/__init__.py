@@ -5,7 +5,7 @@ The public names; everything else is an implementation detail.
 
 from . import demo, tables
 from .audit import AuditArguments, audit_section, run_audit
-from .baselines import TRIVIAL, Biharmonic, MeanColour
+from .baselines import TRIVIAL, Biharmonic, MeanColour, TrueTokens
 from .classification import ClassifierTrainer, LabelledPictures, ViewCollator
 from .cli import JsonDict, command_line, parse, refuse_full_folder, run, write_run
 from .comparison import FAILED, Comparison, Setting, best_within

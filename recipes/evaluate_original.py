@@ -31,6 +31,7 @@ from hf_i2i_unlearn import (
     InputError,
     JsonDict,
     SplitArguments,
+    TrueTokens,
     against_trivial,
     build_splits,
     by_classes,
@@ -129,6 +130,8 @@ def main():
     for corruption in corruptions.values():
         corruption.check(original.grid)
     rules = {name: make(original) for name, make in trivial.items()}
+    if original.family == "mage":
+        rules["true tokens"] = TrueTokens(original)  # no completion, but the most that one can reach
     keys = {name: hash_weights(model) for name, model in models.items()}
     reader = ImageReader(load_processor(DEMOS.get(args.model, args.model)), original.channels, None, args.on_corrupt)
     rows, description = pictures(args)

@@ -17,10 +17,12 @@ from hf_i2i_unlearn import (
     Biharmonic,
     CenterCrop,
     Evaluator,
+    I2IMage,
     ImageReader,
     InputError,
     MeanColour,
     RandomMask,
+    TrueTokens,
     against_trivial,
     kept,
     load_original,
@@ -46,6 +48,16 @@ def test_mean_colour_by_hand():
     torch.testing.assert_close(filled[0, :, 4:12, 4:12], seen.mean(1).view(3, 1, 1).expand(3, 8, 8))
     torch.testing.assert_close(filled[1, :, :4], x[1, :, 4:].mean((1, 2)).view(3, 1, 1).expand(3, 4, 16))
     assert torch.equal(filled[1, :, 4:], x[1, :, 4:])
+
+
+def test_true_tokens_are_what_the_tokenizer_gives_back():
+    mage = I2IMage(make_mage())
+    x = torch.rand(2, 3, *mage.image_size, generator=torch.Generator().manual_seed(0))
+    mask = CenterCrop(2)(mage.grid, range(2))
+    hole, filled = mage.hole(mask), TrueTokens(mage).generate(x, mask)
+    again = mage.model.decode_tokens(mage.model.tokenize(x))
+    torch.testing.assert_close(filled, torch.where(hole, again, x))
+    assert not torch.equal(again, x)
 
 
 def test_biharmonic_continues_a_ramp_and_is_the_librarys():
