@@ -70,7 +70,7 @@ from .models import (
 )
 from .models.mae_training import MAEAdversarialTraining
 from .models.mage_hf import MageConfig, MageModel
-from .models.mage_training import MageTokenizerTraining, MageTransformerTraining
+from .models.mage_training import MageDecoderTraining, MageTokenizerTraining, MageTransformerTraining
 from .noise import (
     NOISE_HELP,
     BatchMatched,

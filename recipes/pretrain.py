@@ -28,6 +28,7 @@ from hf_i2i_unlearn import (
     JsonDict,
     MAEAdversarialTraining,
     MageConfig,
+    MageDecoderTraining,
     MageModel,
     MageTokenizerTraining,
     MageTransformerTraining,
@@ -66,15 +67,22 @@ class Arguments(SourceArguments):
     )
     stage: str = field(
         default="tokenizer",
-        metadata={"choices": ["tokenizer", "transformer"], "help": "MAGE: what to train; the transformer needs --init."},
+        metadata={
+            "choices": ["tokenizer", "transformer", "decoder"],
+            "help": "MAGE: what to train; transformer and decoder (the way from tokens to pixels, by --adversarial_weight) need --init.",
+        },
     )
     init: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id. MAE: the model to go on with. MAGE: whose tokenizer the transformer learns."},
+        metadata={
+            "help": "Folder or Hub id. MAE, and MAGE's decoder: the model to go on with. MAGE: whose tokenizer the transformer learns."
+        },
     )
     adversarial_weight: float = field(
         default=0.0,
-        metadata={"help": "MAE: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."},
+        metadata={
+            "help": "MAE, and MAGE's decoder: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."
+        },
     )
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
     generation: JsonDict = field(
@@ -111,8 +119,11 @@ class Arguments(SourceArguments):
 
 def make_model(args: Arguments):
     """A fresh model of the family. Raises InputError for options that it does not have or that do not fit each other."""
-    if args.adversarial_weight and args.family != "mae":
-        raise InputError(f"--adversarial_weight is for MAE, not for --family {args.family}; leave it out.")
+    if args.adversarial_weight and not (args.family == "mae" or (args.family == "mage" and args.stage == "decoder")):
+        stage = f" --stage {args.stage}" if args.family == "mage" else ""
+        raise InputError(
+            f"--adversarial_weight is for MAE and for MAGE's --stage decoder, not for --family {args.family}{stage}; leave it out."
+        )
     if args.init and args.family == "diffusion":
         raise InputError(
             "--init is for MAE and MAGE; a U-Net is trained from nothing, and goes on with --resume_from_checkpoint."
@@ -147,15 +158,21 @@ def make_mae(args: Arguments):
 
 
 def make_mage(args: Arguments):
-    """A fresh MAGE; for its second stage with the tokenizer and, but for `args.model`, the configuration of `args.init`."""
+    """A fresh MAGE; for its second stage with the tokenizer and, but for `args.model`, the configuration of `args.init`; for its third
+    that of `args.init`."""
     changes = known_fields(args.model, MageConfig)
     if args.stage == "tokenizer":
         if args.init:
-            raise InputError("--init goes with --stage transformer; a tokenizer is trained from nothing.")
+            raise InputError("--init goes with --stage transformer or decoder; a tokenizer is trained from nothing.")
         return MageTokenizerTraining(MageModel(MageConfig(**changes)), **args.generation)
     if args.init is None:
-        raise InputError("--stage transformer needs --init: the folder that --stage tokenizer wrote.")
+        wrote = "tokenizer" if args.stage == "transformer" else "transformer"
+        raise InputError(f"--stage {args.stage} needs --init: the folder that --stage {wrote} wrote.")
     trained = I2IMage.from_pretrained(args.init).model
+    if args.stage == "decoder":
+        if changes:
+            raise InputError("--init brings a whole model, of which --model can change nothing; give one of them.")
+        return MageDecoderTraining(trained, args.adversarial_weight, **args.generation)
     shared = {
         name for name in changes if name.startswith(("tokenizer_", "codebook_")) or name in ("image_size", "num_channels")
     }

@@ -1,4 +1,4 @@
-"""Training from nothing: all families on the trainer, MAGE's two stages, streams, samples, and the recipe."""
+"""Training from nothing: all families on the trainer, MAGE's three stages, streams, samples, and the recipe."""
 
 import importlib.util
 import json
@@ -23,6 +23,7 @@ from hf_i2i_unlearn import (
     I2IMage,
     InputError,
     MAEAdversarialTraining,
+    MageDecoderTraining,
     MageTokenizerTraining,
     MageTransformerTraining,
     PretrainingConfig,
@@ -44,6 +45,7 @@ FAMILIES = {
     "diffusion": make_unet,
     "tokenizer": lambda: MageTokenizerTraining(make_mage(random=False), reseed_every=2),
     "transformer": lambda: MageTransformerTraining(make_mage(random=False), steps=3),
+    "decoder": lambda: MageDecoderTraining(make_mage(random=False), steps=3),
 }
 
 
@@ -51,7 +53,7 @@ def make_trainer(folder, model, data=None, rows=(), **options):
     unit = isinstance(model, I2IMage)
     norm = {"do_normalize": False} if unit else {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     height, width = model.image_size
-    muon = 0 if isinstance(model, MageTokenizerTraining) or model.family == "diffusion" else 1e-2
+    muon = 0 if isinstance(model, (MageTokenizerTraining, MageDecoderTraining)) or model.family == "diffusion" else 1e-2
     defaults = {"muon_learning_rate": muon, "max_steps": 4, "save_steps": 2, "save_total_limit": 9, "per_device_train_batch_size": 4,
                 "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}  # fmt: skip
     corruptions = {CenterCrop(2): 0.5, RandomMask(0.5): 0.5}
@@ -135,7 +137,7 @@ def test_refused_before_training(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------------- adversarial MAE
+# ---------------------------------------------------------------------------------------------------------- adversarial losses
 
 
 def test_adversarial_loss_by_hand():
@@ -193,6 +195,34 @@ def test_adversarial_refusals_and_result_without_discriminator(tmp_path):
     (tmp_path / "checkpoint-2" / "training_only.safetensors").unlink()
     with pytest.raises(InputError, match="has no training_only.safetensors"):
         make_trainer(tmp_path, MAEAdversarialTraining(make_mae().model)).train(resume_from_checkpoint="true")
+
+
+def test_decoder_loss_of_mage_by_hand():
+    torch.manual_seed(0)
+    model = MageDecoderTraining(make_mage(random=False), weight=0.3, steps=3).eval()
+    x, mask = pictures(), RandomMask(0.5)(model.grid, torch.arange(4))
+    hole = model.hole(mask)
+    blanked = fill_hole(x, hole, model.model.config.fill_color)
+    ids = torch.where(mask.flatten(1), model.model.tokenize(x), model.model.tokenize(blanked))
+    completed = torch.where(hole, model.model.decode_tokens(ids), x)
+    squared = ((completed - x).square() * hole).flatten(1).sum(1) / (3 * hole.flatten(1).sum(1))
+    fooled, told_apart, _ = model.discriminator.losses(2 * x - 1, 2 * completed - 1, hole)
+    loss = model.training_loss(x, model.draw(x, mask, torch.zeros(4, 2, dtype=torch.long)))
+    torch.testing.assert_close(loss, squared + 0.3 * fooled + told_apart)
+
+
+def test_decoder_of_mage_is_trained_alone(tmp_path):
+    made = make_mage(random=False)
+    before = {name: w.clone() for name, w in made.state_dict().items()}
+    trainer = make_trainer(tmp_path, MageDecoderTraining(made, steps=3))
+    trainer.train()
+    trainer.save_model()
+    after = MageModel.from_pretrained(tmp_path).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("vqgan.decoder.") for name in moved)
+    assert moved == {name for name in before if name.startswith("vqgan.decoder.")}
+    with pytest.raises(InputError, match="must be larger than 0, got -1"):
+        MageDecoderTraining(made, weight=-1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- streams
@@ -387,7 +417,7 @@ def options(source, folder, *more):
             "--disable_tqdm", "true", "--per_device_train_batch_size", 4, "--logging_steps", 1, *more]  # fmt: skip
 
 
-def test_recipe_for_both_stages_of_mage(source, tmp_path, monkeypatch, capsys):
+def test_recipe_for_the_three_stages_of_mage(source, tmp_path, monkeypatch, capsys):
     recipe = load_recipe()
 
     def launch(*argv):
@@ -410,6 +440,12 @@ def test_recipe_for_both_stages_of_mage(source, tmp_path, monkeypatch, capsys):
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("tokenizer", "mage"))
     assert {v.dtype for v in two.values()} == {torch.float16}
     assert all(torch.equal(one[k], two[k]) for k in one if k.startswith("vqgan.")) and not same(one, two)
+    out = launch(*options(source, tmp_path / "sharp", "--stage", "decoder", "--init", tmp_path / "mage", "--adversarial_weight", 0.1,
+                                  "--half", "true", "--generation", '{"steps": 3, "margin": 0}', "--corruptions", '{"center:2": 1}',
+                                  "--muon_learning_rate", 0))  # fmt: skip
+    assert "center:2: hole MSE" in out
+    three = load_file(tmp_path / "sharp" / "model.safetensors")
+    assert all(torch.equal(two[k], three[k]) for k in two if not k.startswith("vqgan.decoder.")) and not same(two, three)
     script = f"""
 import os, sys; sys.modules["hf_i2i_unlearn"] = None; os.environ["HF_MODULES_CACHE"] = {str(tmp_path / "modules")!r}
 import torch
@@ -461,6 +497,10 @@ def test_recipe_errors(source, tmp_path, monkeypatch):
     assert "give one of them" in refused("--family", "mae", "--init", tmp_path / "mae", "--model", '{"hidden_size": 16}')
     assert "--adversarial_weight is for MAE" in refused("--model", json.dumps(MAGE), "--adversarial_weight", 0.1)
     assert "--init is for MAE and MAGE" in refused("--family", "diffusion", "--init", tmp_path / "mae")
+    decoder = ["--stage", "decoder", "--init", tmp_path / "mage"]
+    assert "--stage decoder needs --init: the folder that --stage transformer wrote" in refused(*decoder[:2])
+    assert "must be larger than 0, got 0" in refused(*decoder)
+    assert "give one of them" in refused(*decoder, "--adversarial_weight", 0.1, "--model", '{"hidden_size": 16}')
     assert "image_size is 18, expected a multiple of 4" in refused("--model", json.dumps(MAGE | {"image_size": 18}))
     assert "do not fit" in refused("--model", json.dumps(MAGE), "--generation", '{"step": 3}')
     assert "at least 1 step" in refused("--model", json.dumps(MAGE), "--generation", '{"steps": 0}')

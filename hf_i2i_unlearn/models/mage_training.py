@@ -1,4 +1,5 @@
-"""MAGE as something to pretrain: its tokenizer first, by reconstruction, then its transformer on the frozen tokens."""
+"""MAGE as something to pretrain: its tokenizer first, by reconstruction, then its transformer on the frozen tokens, and last the way
+from tokens to pixels under a discriminator."""
 
 import math
 from typing import NamedTuple
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .adversarial import Discriminator, check_weight
 from .base import FOR_TRAINING, seeded
 from .mage import I2IMage
 from .mage_hf import MageModel, fill_hole
@@ -158,6 +160,54 @@ class MageTransformerTraining(I2IMage):
         logits = self.model.decode(self.model.encode(ids, dropped, hidden), dropped, hidden)
         loss = self.model.token_loss(logits, truth if target is None else self.model.tokenize(target))  # (B, N)
         return (loss * hidden).sum(1) / hidden.sum(1)
+
+
+class MageDecoderTraining(I2IMage):
+    """The tokenizer's decoder of a trained MAGE under squared error + `weight` x adversarial loss, with a `Discriminator` of its own.
+
+    Codes and transformer stay as they are, bit for bit, so this can follow at any time; published VQ-GANs have their
+    discriminator from the start (Esser et al. 2021). The decoder is given what generation gives it, but with the true tokens in
+    the hole.
+
+    Args:
+        weight: of the adversarial part, larger than 0; the squared error of the hole's pixels in [0, 1] has weight 1.
+        options: those of `I2IMage`.
+
+    Raises:
+        InputError: a weight that is not larger than 0, or an image side that is not a multiple of 4.
+    """
+
+    def __init__(self, model: MageModel, weight: float = 0.01, **options):
+        super().__init__(model, **options)
+        check_weight(weight)
+        model.requires_grad_(False)
+        model.vqgan.decoder.requires_grad_(True)
+        self.weight = weight
+        self.discriminator = Discriminator(model.config.num_channels, model.config.image_size)
+        self.diagnostics: dict[str, torch.Tensor] = {}
+
+    @property
+    def training_only(self):
+        return self.discriminator
+
+    def draw(self, pixel_values, mask, seeds):
+        """T itself: (B, rows, cols)."""
+        return mask.to(pixel_values.device)
+
+    def training_loss(self, pixel_values, draw, target=None):
+        """Squared error in the hole + weight x -verdict on it + the discriminator's hinge loss: (B,). `draw`: T."""
+        self.check_pixels(pixel_values)
+        truth = pixel_values if target is None else target
+        hole = self.hole(draw)  # (B, 1, H, W)
+        visible = self.model.tokenize(fill_hole(pixel_values, hole, self.model.config.fill_color))  # (B, N)
+        ids = torch.where(draw.flatten(1), self.model.tokenize(truth), visible)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            pixels = self.model.vqgan.decode_tokens(ids.view_as(draw))
+        squared = ((pixels - truth).square().mean(1, keepdim=True) * hole).flatten(1).sum(1) / hole.flatten(1).sum(1)
+        real, made = (torch.where(hole, x, pixel_values) for x in (truth, pixels))
+        fooled, told_apart, verdicts = self.discriminator.losses(2 * real - 1, 2 * made - 1, hole)
+        self.diagnostics = {"squared_error": squared.detach().mean()} | verdicts
+        return squared + self.weight * fooled + told_apart
 
 
 def perplexity(shares: torch.Tensor) -> torch.Tensor:
