@@ -87,7 +87,7 @@ class Arguments(SourceArguments):
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
     generation: JsonDict = field(
         default_factory=JsonDict,
-        metadata={"help": "MAGE: steps, temperature and margin of the decoding, for samples and figures, as JSON or in YAML."},
+        metadata={"help": "MAGE: steps, temperature, code_temperature and margin of the decoding, for samples and figures, as JSON or in YAML."},
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
     denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})

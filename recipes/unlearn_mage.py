@@ -36,6 +36,9 @@ class Arguments(RunArguments):
     )
     decoding_steps: int = field(default=20, metadata={"help": "Steps of iterative decoding."})
     temperature: float = field(default=6.0, metadata={"help": "Temperature of its confidence noise."})
+    code_temperature: float = field(
+        default=1.0, metadata={"help": "Of sampling the codes: below 1 likelier ones and less variety, 0 the likeliest."}
+    )
     margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
     mask_rate: str = field(
         default="none",
@@ -64,7 +67,7 @@ def main():
     model = I2IMage.from_pretrained(
         path, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
-        feather=args.feather,
+        feather=args.feather, code_temperature=args.code_temperature,
     )  # fmt: skip
     processor = load_processor(path)
     model.check_processor(processor)

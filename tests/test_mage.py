@@ -523,6 +523,22 @@ def test_a_model_that_knows_one_picture_completes_it():
     assert torch.equal(model.complete_tokens(truth.masked_fill(hidden, 0), hidden), truth)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("code_temperature, shares", [(1.0, [0.25, 0.75]), (0.5, [0.1, 0.9]), (0.0, [0.0, 1.0])])
+def test_code_temperature_is_that_of_the_softmax(code_temperature, shares):
+    model = make_mage()
+    scores = torch.full((12,), -math.inf).index_copy_(0, torch.tensor([4, 7]), torch.tensor([0.0, math.log(3.0)]))
+    model.code_logits = lambda tokens: scores.expand(*tokens.shape, 12)
+    ids, generator = torch.zeros(500, 16, dtype=torch.long), torch.Generator().manual_seed(0)
+    # One step, so that every token is drawn once and from the whole distribution.
+    drawn = model.complete_tokens(ids, ids == 0, 1, 6.0, generator, code_temperature).flatten()
+    found = drawn.bincount(minlength=12) / len(drawn)
+    torch.testing.assert_close(found[[4, 7]], torch.tensor(shares), atol=0.015, rtol=0)  # 3 standard deviations of 8,000 draws
+    assert found[[4, 7]].sum() == 1
+    with pytest.raises(ValueError, match="code_temperature -1"):
+        model.complete_tokens(ids, ids == 0, code_temperature=-1)
+
+
 # -------------------------------------------------------------------------------------------------- files and conversion
 
 
