@@ -381,13 +381,14 @@ class MageModel(PreTrainedModel):
         generator=None,
         margin: int = 1,
         feather: bool = False,
+        code_temperature: float = 1.0,
     ) -> torch.Tensor:
         """Fill holes by iterative decoding; every sample has a hole of its own.
 
         Args:
             pixel_values: (B, C, H, W) in [0, 1]; what the hole covers is replaced by `config.fill_color` before tokenization.
             mask: boolean (B, rows, cols) over the token grid, True = hole.
-            steps, temperature: of the decoding.
+            steps, temperature, code_temperature: of the decoding, see `complete_tokens`.
             generator: a `torch.Generator`, or a list of one a picture: then a picture's completion does not depend on
                 the batch it is in.
             margin: tokens around the hole that are predicted too, since the tokenizer has seen the hole in them.
@@ -404,23 +405,30 @@ class MageModel(PreTrainedModel):
         mask, side = mask.to(pixel_values.device).bool(), self.config.patch_size
         hole = mask.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)  # (B, 1, H, W)
         filled = fill_hole(pixel_values, hole, self.config.fill_color)
-        ids = self.complete_tokens(
-            self.tokenize(filled), grow(mask.unsqueeze(1), margin).flatten(1), steps, temperature, generator
-        )
+        hidden = grow(mask.unsqueeze(1), margin).flatten(1)
+        ids = self.complete_tokens(self.tokenize(filled), hidden, steps, temperature, generator, code_temperature)
         decoded = self.decode_tokens(ids).to(pixel_values.dtype)
         return feathered_paste(decoded, filled, hole) if feather else paste(decoded, pixel_values, hole)
 
     @torch.no_grad()
-    def complete_tokens(self, ids, hidden, steps: int = 20, temperature: float = 6.0, generator=None) -> torch.Tensor:
+    def complete_tokens(
+        self, ids, hidden, steps: int = 20, temperature: float = 6.0, generator=None, code_temperature: float = 1.0
+    ) -> torch.Tensor:
         """Iterative decoding: codes (B, N) and a boolean mask (B, N), True = unknown -> codes (B, N).
 
         At step k of K (r = k / K) all unknown tokens are sampled; the floor(N cos(pi r / 2)) least certain become unknown
         again, at least 1 and fewer than were unknown. A sample sits out the steps that would leave at least its
         initial share unknown. The codes sampled in the last step are the result.
+
+        `temperature` is that of the Gumbel noise in the certainty. Codes are sampled from softmax(logits / code_temperature): at 1,
+        as released, what the model believes; below, likelier codes and less variety; 0 takes the likeliest.
         """
         self._check_tokens(ids)
-        if steps < 1 or temperature < 0:
-            raise ValueError(f"Decoding needs at least 1 step and a temperature of 0 or more, got {steps} and {temperature}.")
+        if steps < 1 or temperature < 0 or code_temperature < 0:
+            raise ValueError(
+                "Decoding needs at least 1 step and temperatures of 0 or more, got "
+                f"{steps}, {temperature} and code_temperature {code_temperature}."
+            )
         if isinstance(generator, list) and len(generator) != len(ids):
             raise ValueError(f"Got {len(generator)} generators for {len(ids)} pictures, expected one each.")
         total, mask_id = self.config.num_tokens, self.config.mask_token_id
@@ -438,7 +446,7 @@ class MageModel(PreTrainedModel):
             unknown = (current == mask_id).sum(1)  # (b,)
             uniform, gumbel = draw_noise(rows, total, generator, ids.device)  # (b, N) each
             count = (unknown - 1).clamp_max(math.floor(total * left)).clamp_min(1)
-            sampled = sample_codes(logits, uniform)
+            sampled = sample_codes(logits / code_temperature, uniform) if code_temperature else logits.argmax(-1)
             result[rows], tokens[rows] = decoding_step(
                 current, logits, sampled, gumbel, count, temperature * (1 - ratio), mask_id
             )
