@@ -67,6 +67,7 @@ from .models import (
     I2IPlainUNet,
     I2IUNet,
     palette_config,
+    with_encoder_attention,
 )
 from .models.mae_training import MAEAdversarialTraining
 from .models.mage_hf import MageConfig, MageModel

@@ -49,6 +49,7 @@ from hf_i2i_unlearn import (
     run,
     select,
     undecoded,
+    with_encoder_attention,
     write_run,
 )
 
@@ -62,7 +63,7 @@ class Arguments(SourceArguments):
         default_factory=JsonDict,
         metadata={
             "help": "Fields of ViTMAEConfig or MageConfig, or arguments of palette_config, as JSON or in the YAML file. With "
-            "--init: fields to change."
+            "--init: fields to change; of a U-Net encoder_attention alone, levels of its encoder that get attention."
         },
     )
     stage: str = field(
@@ -75,7 +76,7 @@ class Arguments(SourceArguments):
     init: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id. MAE, and MAGE's decoder: the model to go on with. MAGE: whose tokenizer the transformer learns."
+            "help": "Folder or Hub id. MAE, U-Net, and MAGE's decoder: the model to go on with. MAGE: whose tokenizer the transformer learns."
         },
     )
     adversarial_weight: float = field(
@@ -87,13 +88,15 @@ class Arguments(SourceArguments):
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
     generation: JsonDict = field(
         default_factory=JsonDict,
-        metadata={"help": "MAGE: steps, temperature, code_temperature and margin of the decoding, for samples and figures, as JSON or in YAML."},
+        metadata={
+            "help": "MAGE: steps, temperature, code_temperature and margin of the decoding, for samples and figures, as JSON or in YAML."
+        },
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
     denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})
     prediction_type: str = field(
         default="epsilon",
-        metadata={"choices": ["epsilon", "v_prediction", "sample"], "help": "Diffusion: what the U-Net learns to predict."},
+        metadata={"choices": ["epsilon", "v_prediction", "sample"], "help": "Diffusion: what a fresh U-Net learns to predict."},
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
     image_mean: list[float] = field(
@@ -124,22 +127,11 @@ def make_model(args: Arguments):
         raise InputError(
             f"--adversarial_weight is for MAE and for MAGE's --stage decoder, not for --family {args.family}{stage}; leave it out."
         )
-    if args.init and args.family == "diffusion":
-        raise InputError(
-            "--init is for MAE and MAGE; a U-Net is trained from nothing, and goes on with --resume_from_checkpoint."
-        )
     try:
         if args.family == "mae":
             return make_mae(args)
         if args.family == "diffusion":
-            # Palette's schedule; Palette itself predicts the noise.
-            scheduler = DDPMScheduler(2000, beta_start=1e-6, beta_end=0.01, prediction_type=args.prediction_type)
-            return I2IUNet.from_config(
-                palette_config(**args.model),
-                scheduler=scheduler,
-                patch_size=args.patch_size,
-                steps=args.denoising_steps,
-            )
+            return make_unet(args)
         return make_mage(args)
     except (TypeError, ValueError) as error:
         raise InputError(f"The options of the {args.family} model do not fit: {error}") from error
@@ -155,6 +147,22 @@ def make_mae(args: Arguments):
         else I2IMAE.from_config(ViTMAEConfig(**known_fields(args.model, ViTMAEConfig)))
     )
     return MAEAdversarialTraining(made.model, args.adversarial_weight) if args.adversarial_weight else made
+
+
+def make_unet(args: Arguments):
+    """A fresh Palette U-Net, or that of `args.init`, its encoder with more attention where `args.model` says so."""
+    options = {"patch_size": args.patch_size, "steps": args.denoising_steps}
+    if not args.init:
+        # Palette's schedule; Palette itself predicts the noise.
+        scheduler = DDPMScheduler(2000, beta_start=1e-6, beta_end=0.01, prediction_type=args.prediction_type)
+        return I2IUNet.from_config(palette_config(**args.model), scheduler=scheduler, **options)
+    if others := sorted(set(args.model) - {"encoder_attention"}):
+        raise InputError(
+            f"--init brings a whole U-Net, to which --model can add encoder_attention alone; leave out {', '.join(others)}."
+        )
+    made = I2IUNet.from_pretrained(args.init, **options)
+    made.model = with_encoder_attention(made.model, args.model.get("encoder_attention", []))
+    return made
 
 
 def make_mage(args: Arguments):

@@ -21,6 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_i2i_unlearn import (
     CenterCrop,
     I2IMage,
+    I2IUNet,
     InputError,
     MAEAdversarialTraining,
     MageDecoderTraining,
@@ -31,6 +32,7 @@ from hf_i2i_unlearn import (
     RandomMask,
     SingleImages,
     SingleImageStream,
+    palette_config,
     undecoded,
 )
 from hf_i2i_unlearn.models.mage_hf import MageModel, fill_hole
@@ -473,6 +475,22 @@ def test_recipe_goes_on_with_a_mae_under_an_adversarial_loss(source, tmp_path, m
     assert all((two[name] - one[name]).abs().max() < 0.5 for name in one)  # it went on, and did not start anew
 
 
+def test_recipe_goes_on_with_a_unet_and_gives_its_encoder_attention(source, tmp_path, monkeypatch, capsys):
+    first = I2IUNet.from_config(palette_config(16, inner=8, multipliers=(1, 2), layers=1, head_channels=4, norm_groups=4), patch_size=4)
+    first.save_pretrained(tmp_path / "first")
+    second = ["--family", "diffusion", "--init", tmp_path / "first", "--model", '{"encoder_attention": [1]}', "--muon_learning_rate", 0,
+              "--patch_size", 4, "--denoising_steps", 2, "--corruptions", '{"center:2": 1}', "--learning_rate", 1e-4,
+              "--image_mean", 0.5, 0.5, 0.5, "--image_std", 0.5, 0.5, 0.5]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, options(source, tmp_path / "second", *second))])
+    load_recipe().main()
+    assert "center:2: hole MSE" in capsys.readouterr().out
+    one, two = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("first", "second"))
+    assert all(".attentions." in name for name in two.keys() - one.keys()) and two.keys() > one.keys()
+    moved = [(two[name] - one[name]).abs().max() for name in one]
+    assert 0 < max(moved) < 0.01  # it went on, and did not start anew
+    assert I2IUNet.from_pretrained(tmp_path / "second").model.config.down_block_types[1] == "AttnDownBlock2D"
+
+
 def test_recipe_errors(source, tmp_path, monkeypatch):
     recipe, folder = load_recipe(), tmp_path / "out"
 
@@ -496,7 +514,11 @@ def test_recipe_errors(source, tmp_path, monkeypatch):
     assert "'hiden_size', which ViTMAEConfig does not have" in refused("--family", "mae", "--model", '{"hiden_size": 3}')
     assert "give one of them" in refused("--family", "mae", "--init", tmp_path / "mae", "--model", '{"hidden_size": 16}')
     assert "--adversarial_weight is for MAE" in refused("--model", json.dumps(MAGE), "--adversarial_weight", 0.1)
-    assert "--init is for MAE and MAGE" in refused("--family", "diffusion", "--init", tmp_path / "mae")
+    make_unet().save_pretrained(tmp_path / "unet")
+    unet = ["--family", "diffusion", "--init"]
+    assert "holds a 'vit_mae' model" in refused(*unet, tmp_path / "mae")
+    assert "leave out inner, layers" in refused(*unet, tmp_path / "unet", "--model", '{"layers": 1, "inner": 8}')
+    assert "has no level 9" in refused(*unet, tmp_path / "unet", "--model", '{"encoder_attention": [9]}')
     decoder = ["--stage", "decoder", "--init", tmp_path / "mage"]
     assert "--stage decoder needs --init: the folder that --stage transformer wrote" in refused(*decoder[:2])
     assert "must be larger than 0, got 0" in refused(*decoder)

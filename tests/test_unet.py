@@ -22,7 +22,7 @@ from hf_i2i_unlearn.conversion import palette_scheduler, palette_to_unet
 from hf_i2i_unlearn.models import folders
 from hf_i2i_unlearn.models.diffusion import I2IUNet
 from hf_i2i_unlearn.models.folders import load_scheduler
-from hf_i2i_unlearn.models.unet import I2IPaletteUNet, PaletteDraw, palette_config
+from hf_i2i_unlearn.models.unet import I2IPaletteUNet, PaletteDraw, palette_config, with_encoder_attention
 
 SMALL = {"image_size": 16, "inner": 8, "multipliers": (1, 2), "layers": 1, "attention": (1,), "head_channels": 4}
 MASK = CenterCrop(8)((16, 16), range(3))
@@ -471,6 +471,26 @@ def test_fresh_models_from_a_config():
     torch.manual_seed(0)
     unet = I2IUNet.from_config(palette_config(**SMALL, norm_groups=4), steps=3)
     assert unet.grid == (16, 16) and unet.model.mid_block.attentions[0].group_norm is not None
+
+
+def test_attention_for_an_encoder_changes_nothing_until_it_is_trained(pixels):
+    config = palette_config(**SMALL | {"attention": ()}, norm_groups=4)
+    plain = randomised(UNet2DModel(**config), 0)
+    grown = with_encoder_attention(plain, [0, 1])
+    inputs = torch.cat([pixels, pixels], 1)
+    torch.testing.assert_close(grown(inputs, 0.5).sample, plain(inputs, 0.5).sample)
+    assert grown.config.down_block_types == ["AttnDownBlock2D"] * 2
+    assert grown.config.up_block_types == plain.config.up_block_types
+    grown(inputs, 0.5).sample.square().mean().backward()
+    assert all(block.attentions[0].to_out[0].weight.grad.abs().sum() > 0 for block in grown.down_blocks)  # it can be trained
+    for levels, message in (([2], "has no level 2"), ([-1], "has no level -1")):
+        with pytest.raises(InputError, match=message):
+            with_encoder_attention(plain, levels)
+    with pytest.raises(InputError, match="Level 1 of the U-Net is a AttnDownBlock2D"):
+        with_encoder_attention(make_unet().model, [1])
+    odd = UNet2DModel(**config | {"downsample_type": "conv"})  # resnet blocks that go down as their name says, not as this says
+    with pytest.raises(InputError, match="mixes kinds of downsampling"):
+        with_encoder_attention(odd, [0])
 
 
 def test_refuses_other_checkpoints(unet, mae, tmp_path):

@@ -150,6 +150,34 @@ def palette_config(
     }  # fmt: skip
 
 
+def with_encoder_attention(model: UNet2DModel, levels: list[int]) -> UNet2DModel:
+    """A copy of a U-Net whose down blocks of these levels (0 is the full resolution) have attention after each res block.
+
+    The new layers give nothing at first, so the copy computes what the model does until it is trained on. Convolutions see
+    few pixels; with attention the encoder can tell pictures apart in the levels that the decoder relies on.
+
+    Raises:
+        InputError: a level that is not there, or has attention, or is no ResnetDownsampleBlock2D or DownBlock2D.
+    """
+    config = dict(model.config)
+    kinds = list(config["down_block_types"])
+    for level in levels:
+        if not 0 <= level < len(kinds):
+            raise InputError(f"The U-Net has no level {level} to give attention to; its levels are 0 to {len(kinds) - 1}.")
+        if kinds[level] not in ("ResnetDownsampleBlock2D", "DownBlock2D"):
+            raise InputError(f"Level {level} of the U-Net is a {kinds[level]}, which cannot be given attention; leave it out.")
+        kinds[level] = "AttnDownBlock2D"
+    grown = UNet2DModel.from_config(config | {"down_block_types": kinds})
+    missing = grown.load_state_dict(model.state_dict(), strict=False).missing_keys
+    state = grown.state_dict()
+    for name in missing:
+        if ".attentions." not in name:
+            raise InputError(f"The U-Net mixes kinds of downsampling, of which attention would change '{name}'.")
+        if ".to_out." in name:
+            state[name].zero_()
+    return grown
+
+
 def _check_pixel_unet(model, inputs_per_output):
     if not isinstance(model, UNet2DModel):
         raise InputError(f"A U-Net over pixels is a UNet2DModel, got {type(model).__name__}.")
