@@ -476,11 +476,12 @@ def test_fresh_models_from_a_config():
 def test_attention_for_an_encoder_changes_nothing_until_it_is_trained(pixels):
     config = palette_config(**SMALL | {"attention": ()}, norm_groups=4)
     plain = randomised(UNet2DModel(**config), 0)
+    plain.register_to_config(_name_or_path="a/folder/of/this/machine")
     grown = with_encoder_attention(plain, [0, 1])
     inputs = torch.cat([pixels, pixels], 1)
     torch.testing.assert_close(grown(inputs, 0.5).sample, plain(inputs, 0.5).sample)
     assert grown.config.down_block_types == ["AttnDownBlock2D"] * 2
-    assert grown.config.up_block_types == plain.config.up_block_types
+    assert grown.config.up_block_types == plain.config.up_block_types and "_name_or_path" not in grown.config
     grown(inputs, 0.5).sample.square().mean().backward()
     assert all(block.attentions[0].to_out[0].weight.grad.abs().sum() > 0 for block in grown.down_blocks)  # it can be trained
     for levels, message in (([2], "has no level 2"), ([-1], "has no level -1")):
