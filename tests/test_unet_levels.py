@@ -1,0 +1,58 @@
+"""recipes/unet_levels.py: noise's representation in the place of a picture's."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_unet import make_unet
+
+from hf_i2i_unlearn import CenterCrop
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+spec = importlib.util.spec_from_file_location("unet_levels", RECIPES / "unet_levels.py")
+recipe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipe)
+
+
+@pytest.fixture
+def unet():
+    return make_unet(steps=3, patch_size=4)
+
+
+def pictures(seed):
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
+    """And the features that are put there are the teacher's, E0(T(n))."""
+    mask, noise, seeds = CenterCrop(2)(unet.grid, torch.arange(2)), torch.randn(2, 3, 16, 16), [1, 2]
+    hole = unet.hole(mask).expand(2, 3, 16, 16)
+
+    def completed(level, seed):
+        with recipe.noise_from(unet.model, level, noise):
+            return unet.generate(pictures(seed), mask, seeds)[hole]
+
+    assert torch.equal(completed(0, 1), completed(0, 2))
+    assert not torch.allclose(completed(1, 1), completed(1, 2), atol=1e-3)
+    # A picture that is noise has noise's representation already, whatever level is replaced.
+    time, inputs = torch.tensor(0.5), noise.repeat(1, 2, 1, 1)
+    plain = unet.model(inputs, time).sample
+    for level in (0, 1, 2):
+        with recipe.noise_from(unet.model, level, noise):
+            torch.testing.assert_close(unet.model(inputs, time).sample, plain)
+            other = unet.model(torch.cat([pictures(3)] * 2, 1), time).sample
+        assert torch.allclose(other, plain, atol=1e-5) == (level == 0)
+    assert not any(module._forward_hooks for module in unet.model.modules())
+    assert "forward" not in vars(unet.model)
+
+
+def test_the_table_of_the_demo(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["unet_levels.py", "--config", str(RECIPES / "configs" / "unet_levels_mnist.yaml"),
+                                      "--denoising_steps", "2", "--eval_samples", "8"])  # fmt: skip
+    recipe.main()
+    table = capsys.readouterr().out
+    assert "8 pictures of split 'validation', center:3, 2 steps, seed 0" in table
+    moved = [float(line.split("|")[3]) for line in table.splitlines() if line.startswith("| all") or "block" in line]
+    assert moved == sorted(moved, reverse=True) and moved[0] > 0.3 and moved[-1] < 0.01
