@@ -177,6 +177,8 @@ def forget_selection(args, train) -> Selection:
         raise InputError(
             f"Name the forget set in exactly one way (--forget_classes, --forget_values with --forget_column, --forget_rows or "
             f"--forget_list); got {' and '.join(ways) or 'none'}."
+            # Where a finished run is measured.
+            + ("" if ways else " A run.yaml keeps neither rows nor values unless --card_names true: give them again.")
         )
     if args.forget_classes:
         return by_classes(train, args.forget_classes, args.label_column)
