@@ -19,6 +19,7 @@ from .corruptions import (
     Outpaint,
     RandomBlock,
     RandomMask,
+    Turns,
     parse_corruption,
 )
 from .data import (

@@ -50,6 +50,10 @@ class Corruption(abc.ABC):
             return self.draw(grid, torch.Generator()).expand(len(seeds), *grid)
         return torch.stack([self.draw(grid, torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
+    def at(self, step: int) -> "Corruption":
+        """The T of training step `step` (from 0): this one itself, unless several take turns (`Turns`)."""
+        return self
+
     def hidden(self, grid: Grid) -> int:
         """The number of patches hidden on `grid`, the same for every draw."""
         return int(self.draw(grid, torch.Generator().manual_seed(0)).sum())
@@ -218,6 +222,33 @@ class RandomBlock(Corruption):
         return mask
 
 
+@dataclass(frozen=True)
+class Turns(Corruption):
+    """Several T that take turns in training, a step each: what is forgotten under one T alone is completed under others.
+
+    A step has one T, so that all its pictures hide equally many patches. Masks are drawn of the T of a step, `at(step)`.
+    """
+
+    parts: tuple[Corruption, ...]
+
+    def __str__(self):
+        return ",".join(map(str, self.parts))
+
+    @property
+    def is_random(self):
+        return True
+
+    def at(self, step):
+        return self.parts[step % len(self.parts)]
+
+    def check(self, grid):
+        for part in self.parts:
+            part.check(grid)
+
+    def draw(self, grid, generator):
+        raise InputError(f"'{self}' are several corruptions that take turns in training; one of them is wanted here.")
+
+
 _WORDS = {
     "center": (int, CenterCrop),
     "outpaint": (int, Outpaint),
@@ -237,12 +268,16 @@ CORRUPTION_HELP = (
 )
 
 
-def parse_corruption(text: str) -> Corruption:
+def parse_corruption(text: str, several: bool = False) -> Corruption:
     """'center:8' -> CenterCrop(8); the words are those of `CORRUPTION_HELP`.
 
+    With `several`, 'center:8,left:4' -> Turns((CenterCrop(8), Extend("left", 4))).
+
     Raises:
-        InputError: an unknown word or a number that is not one.
+        InputError: an unknown word or a number that is not one; several where one is wanted.
     """
+    if several and "," in text:
+        return Turns(tuple(parse_corruption(word.strip()) for word in text.split(",")))
     word, _, number = text.partition(":")
     try:
         convert, build = _WORDS[word]

@@ -34,8 +34,16 @@ class RunArguments(SplitArguments):
     """What to unlearn."""
 
     model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo."})
-    corruption: str = field(default="center:8", metadata={"help": f"T(x) in training: {CORRUPTION_HELP}."})
-    eval_corruption: str | None = field(default=None, metadata={"help": "T(x) in evaluation; as in training if not given."})
+    corruption: str = field(
+        default="center:8",
+        metadata={
+            "help": f"T(x) in training: {CORRUPTION_HELP}. Several, parted by commas, take turns, a step each; what is forgotten "
+            "under one alone may still be completed under others."
+        },
+    )
+    eval_corruption: str | None = field(
+        default=None, metadata={"help": "T(x) in evaluation; as in training, the first of several, if not given."}
+    )
     noise: str = field(default="normal", metadata={"help": f"The noise n. {NOISE_HELP}."})
     noise_rank: int = field(default=64, metadata={"help": "Directions of --noise low_rank."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training."})
@@ -125,8 +133,8 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
     base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
     summary = _patch(model, args, base_model)
     original = original_of(model)
-    corruption = parse_corruption(args.corruption)
-    eval_corruption = parse_corruption(args.eval_corruption or args.corruption)
+    corruption = parse_corruption(args.corruption, several=True)
+    eval_corruption = parse_corruption(args.eval_corruption) if args.eval_corruption else corruption.at(0)
     splits = build_splits(args)
     pairs = make_pairs(args, splits, training.seed)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
@@ -198,7 +206,9 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
             f"\nThe retain bound {word}: distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}."
         )
     what = "patch" if model.patch else "checkpoint"
-    print(f"\n{markdown_table(result)}\n\nIn {folder}: the {what}, its card (README.md){' and before_after.png' if args.pictures else ''}.")
+    print(
+        f"\n{markdown_table(result)}\n\nIn {folder}: the {what}, its card (README.md){' and before_after.png' if args.pictures else ''}."
+    )
     if training.push_to_hub:
         print(f"Pushed: {trainer.push_to_hub()}")
     return result

@@ -39,9 +39,9 @@ class UnlearningTrainer(I2ITrainer):
         args: see `UnlearningConfig`.
         train_dataset: `ForgetRetainPairs` or `ForgetRetainStream` (which needs `args.max_steps`).
         processing_class: the model's image processor; it is saved with the model.
-        corruption: T during training.
+        corruption: T during training; of `Turns`, each step takes the next.
         eval_dataset: {"forget": rows, "retain": rows} of undecoded rows, or None for no evaluation during training.
-        eval_corruption: T in evaluation; `corruption` if None.
+        eval_corruption: T in evaluation, one; `corruption`, or its first one, if None.
         noise: the distribution of n; N(0, I) if None.
         original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off.
         augment, on_corrupt: see `ImageReader`.
@@ -73,7 +73,7 @@ class UnlearningTrainer(I2ITrainer):
                 "A stream has no length, so the run needs max_steps (the number of optimisation steps), larger than 0; "
                 f"got max_steps={args.max_steps}."
             )
-        eval_corruption = eval_corruption or corruption
+        eval_corruption = eval_corruption or corruption.at(0)
         corruption.check(model.grid)
         eval_corruption.check(model.grid)
         if args.cache_targets:
@@ -171,7 +171,7 @@ class UnlearningTrainer(I2ITrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The method's loss on one batch of `PairCollator`; for `ours`, eq. 10."""
-        retain, forget, diagnostics = self._terms(model, inputs, self.corruption)
+        retain, forget, diagnostics = self._terms(model, inputs, self.corruption.at(self.state.global_step))
         self.log_terms(retain_distance=retain, **({} if forget is None else {"forget_distance": forget}), **diagnostics)
         self.skipped += inputs["skipped"]
         if self.bound:

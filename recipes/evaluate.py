@@ -208,13 +208,26 @@ def main():
     made = draw(args, folder, original, models, reader, rows, plan, networks, found, runs)
     table = write_tables(args, folder, found, splits.description, runs)
     print(f"\n{table}\n\nIn {folder}: results.json, results.csv, table.md{''.join(f', {m}' for m in made)}.")
-    if args.card and len(paths) == 1 and (Path(args.models[0].split("=", 1)[-1]) / "README.md").is_file():
+    if not args.card or len(paths) > 1 or not (Path(next(iter(paths.values()))) / "README.md").is_file():
+        return
+    if other_forget_set(args, first_run(runs)):
+        print("Its card was left as it is: these are other pictures than those that the run was to forget.")
+    else:
         trained = on_training(args)
         update_card(
             paths[next(iter(paths))], TRAINING_SECTION if trained else "Metrics", card_text(args, found),
             card_results(found, splits.description["dataset"], ", training pictures" if trained else ""),
         )  # fmt: skip
         print(f"The card of {next(iter(paths.values()))} has them as well.")
+
+
+def other_forget_set(args, run: dict) -> bool:
+    """Whether the forget set was chosen otherwise than in the run, whose card is about its own."""
+    if run.get("forget_classes"):
+        return set(args.forget_classes or ()) != set(run["forget_classes"])
+    if run.get("forget_list"):
+        return not args.forget_list  # it may have moved
+    return bool(run and (args.forget_classes or args.forget_list))  # by rows or values, which a run.yaml does not name
 
 
 def on_training(args) -> bool:
@@ -250,7 +263,7 @@ def read_arguments():
     inherited = {k: v for k, v in run.items() if k in known | {"on_corrupt"}}
     if "model" in run:
         inherited |= {"original": run["model"], "original_patches": run.get("patches")}
-        inherited["corruptions"] = [run.get("eval_corruption") or run["corruption"]]
+        inherited["corruptions"] = (run.get("eval_corruption") or run["corruption"]).split(",")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(inherited | options, file)
         file.flush()

@@ -316,6 +316,8 @@ def test_verdicts_on_masks():
     assert status(masked(2.5, 2.4)) == HOLDS
     assert status(masked(3, 2.9, before=5)) == UNCLEAR
     assert "the trained one" in verdict("leakage/center:2", masked(3, 2.9))["title"]
+    several = {"options": OPTIONS | {"corruption": "center:2,left:1"}, "sets": {}, "parts": {"leakage/left:1": masked(3, 2.9)}}
+    assert "left:1 (trained)" in verdicts(several)[0]["title"]
     assert "33% of the original's lead" in verdict("leakage/center:2", masked(3, 2.9))["caveat"]
 
 
@@ -433,6 +435,16 @@ def test_single_pictures_are_parted_and_not_named(unlearned, tmp_path):
     sets = audit_sets.build_sets(args, split_arguments(args, read_run(str(unlearned))))
     paths = [{row["image"]["path"] for row in rows} for rows in (sets.known, sets.held)]
     assert not paths[0] & paths[1] and paths[0] | paths[1] == set(names)
+
+
+def test_a_run_of_several_corruptions(unlearned):
+    """The attacks use the first one; all are among the masks, as trained ones."""
+    file = unlearned / "run.yaml"
+    file.write_text(file.read_text().replace("center:2", "center:2,left:1"))
+    found = run_audit(arguments(unlearned, parts=["leakage", "probe"], masks=["left:1", "up:1"]))
+    titles = {line["title"] for line in found["verdicts"] if line["part"].startswith("leakage")}
+    assert titles == {"Mask center:2 (trained)", "Mask left:1 (trained)", "Mask up:1"}
+    assert found["options"]["corruption"] == "center:2,left:1"
 
 
 def test_without_an_evaluation_split_membership_is_not_measured(unlearned):

@@ -8,6 +8,7 @@ from hf_i2i_unlearn import (
     Outpaint,
     RandomBlock,
     RandomMask,
+    Turns,
     parse_corruption,
 )
 
@@ -81,6 +82,20 @@ def test_random_masks_are_uniform():
 def test_refuses_to_hide_nothing_or_everything(word):
     with pytest.raises(InputError, match=r"hides (nothing|everything) \(.* 4x4 grid; choose"):
         parse_corruption(word)((4, 4), [0])
+
+
+def test_several_take_turns():
+    turns = parse_corruption("center:2, random:0.5,left:1", several=True)
+    assert turns == Turns((CenterCrop(2), RandomMask(0.5), Extend("left", 1))) and str(turns) == "center:2,random:0.5,left:1"
+    assert [str(turns.at(step)) for step in range(4)] == ["center:2", "random:0.5", "left:1", "center:2"]
+    assert CenterCrop(2).at(7) == CenterCrop(2) == parse_corruption("center:2", several=True)
+    turns.check((4, 4))
+    with pytest.raises(InputError, match="'left:1' hides everything"):
+        turns.check((4, 1))
+    with pytest.raises(InputError, match="one of them is wanted here"):
+        turns((4, 4), [0])
+    with pytest.raises(InputError, match="is not a corruption"):
+        parse_corruption("center:2,left:1")
 
 
 @pytest.mark.parametrize("word", ["centre:8", "center", "center:x", "random", ""])

@@ -339,6 +339,11 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
         len(after.data.eval_results) == len(card.data.eval_results) + 2 * 2 * 2 * 4
     )  # sets, before and after, regions, metrics
 
+    # Other pictures than those of the run: its card stays as it is.
+    before = (unlearned / "README.md").read_bytes()
+    recipe(*argv[:4], "--forget_classes", "dog", "--pictures", 0, "--output_dir", "others")
+    assert (unlearned / "README.md").read_bytes() == before and "card was left as it is" in capsys.readouterr().out
+
     # More T, and a second model: what is there is kept.
     other = tmp_path / "other"  # the original's weights, as a run at another alpha
     shutil.copytree(checkpoint, other)

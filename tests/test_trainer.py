@@ -11,12 +11,14 @@ from transformers import TrainerCallback
 from hf_i2i_unlearn import (
     DISTANCES,
     CenterCrop,
+    Extend,
     ForgetRetainPairs,
     ForgetRetainStream,
     ImageReader,
     InputError,
     PairCollator,
     RandomMask,
+    Turns,
     UnlearningConfig,
     UnlearningTrainer,
     undecoded,
@@ -135,6 +137,31 @@ class StopAt(TrainerCallback):
 
 def stream():
     return ForgetRetainStream(FORGET.to_iterable_dataset(2), RETAIN.to_iterable_dataset(2), seed=5, shuffle_buffer=4)
+
+
+def test_several_corruptions_take_turns_and_a_resumed_run_keeps_them(tmp_path, processor):
+    """Each step's loss is the one of its own T, by the terms written out; accumulated batches of a step share it."""
+    turns = Turns((CenterCrop(2), Extend("left", 1), RandomMask(0.5)))
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+    run = lambda folder, **more: make_trainer(tmp_path / folder, processor, corruption=turns, **options, **more)  # noqa: E731
+    assert make_trainer(tmp_path, processor, corruption=turns, evaluate=True).evaluator.corruption == CenterCrop(2)
+    straight, seen = run("straight"), []
+    terms = straight._terms
+
+    def recorded(model, batch, corruption):
+        seen.append((straight.state.global_step, str(corruption)))
+        return terms(model, batch, corruption)
+
+    straight._terms = recorded
+    straight.train()
+    names = ["center:2", "left:1", "random:0.5", "center:2", "left:1"]
+    assert list(dict.fromkeys(seen)) == list(enumerate(names))
+    assert len(seen) > len(names)  # the accumulated batches of a step have its T
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", callbacks=[StopAt(3)]).train()
+    resumed = run("killed")
+    resumed.train(resume_from_checkpoint="true")
+    assert_same(weights(straight), weights(resumed))
 
 
 @pytest.mark.parametrize("source", ["pairs", "stream", "pairs, 2 accumulated"])

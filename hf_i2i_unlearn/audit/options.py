@@ -31,7 +31,7 @@ class AuditArguments:
     )
     forget_rows: str | None = field(default=None, metadata={"help": "The rows that were, where run.yaml does not name them."})
     corruption: str | None = field(
-        default=None, metadata={"help": f"T of training, if not that of the run: {CORRUPTION_HELP}."}
+        default=None, metadata={"help": f"T of training, several parted by commas, if not that of the run: {CORRUPTION_HELP}."}
     )
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"What to run, of {', '.join(PARTS)}."})
     samples: int = field(default=300, metadata={"help": "Pictures per set and purpose, evenly spread; 0 = all."})

@@ -58,10 +58,9 @@ def run_audit(args: AuditArguments, command: str = "") -> dict:
     original, _ = _load(original_path, run.get("patches") or (), family, state.device)
     _refuse_other_kind(f"The original '{original_path}'", original, model)
     split_args = split_arguments(args, run)
-    corruption = parse_corruption(args.corruption or run["corruption"])
-    corruption.check(model.grid)
-    masks = [corruption, *(parse_corruption(m) for m in args.masks or default_masks(model.grid))]
-    masks = {str(m): m for m in masks}
+    trained = (args.corruption or run["corruption"]).split(",")  # several took turns; the attacks use the first one
+    masks = [*map(parse_corruption, trained), *(parse_corruption(m) for m in args.masks or default_masks(model.grid))]
+    corruption, masks = masks[0], {str(m): m for m in masks}
     for mask in masks.values():
         mask.check(model.grid)
     processor = load_processor(args.model if Path(args.model, "preprocessor_config.json").is_file() else original_path)
@@ -69,7 +68,7 @@ def run_audit(args: AuditArguments, command: str = "") -> dict:
     sets = readable(build_sets(args, split_args), setting.reader)
     options = {k: v for k, v in asdict(args).items() if k not in FREE | NAMES} | {
         "original": original_name, "dataset": split_args.dataset, "train_split": split_args.train_split,
-        "eval_split": split_args.eval_split, "forget": sets.description["forget"], "corruption": str(corruption),
+        "eval_split": split_args.eval_split, "forget": sets.description["forget"], "corruption": ",".join(list(masks)[: len(trained)]),
         "weights": hash_weights(model), "original_weights": hash_weights(original),
     }  # fmt: skip
     book = Book(Path(args.model, FILE), options)
@@ -193,7 +192,9 @@ class _Work:
 
     def _membership(self, members, others, kind):
         if not others:
-            return {"skipped": "No unseen pictures to compare with: the run has no evaluation split with such pictures."}
+            return {
+                "skipped": "No unseen pictures to compare with: the run has no evaluation split with such pictures. --eval_split names one."
+            }
         found = {"members": len(members), "others": len(others), "unseen": kind}
         for when, model in (("before", self.original), ("after", self.model)):
             # An attacker takes a low error for membership.

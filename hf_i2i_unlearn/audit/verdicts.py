@@ -38,8 +38,8 @@ def verdicts(audit: dict) -> list[dict[str, str]]:
         if f"probe/{name}" in parts:
             lines.append(_probe(name, parts[f"probe/{name}"]))
     leakage = {name.partition("/")[2]: part for name, part in parts.items() if name.startswith("leakage/")}
-    trained = audit["options"]["corruption"]
-    lines += [_leakage(mask, part, leakage.get(trained), audit) for mask, part in leakage.items()]
+    first = _trained(audit)[0]
+    lines += [_leakage(mask, part, leakage.get(first), audit) for mask, part in leakage.items()]
     return lines
 
 
@@ -187,10 +187,15 @@ def _percent(value):
     return f"{value['accuracy']:.1%} ({value['low']:.0%} to {value['high']:.0%})"
 
 
+def _trained(audit) -> list[str]:
+    """T of training; more than one where several took turns."""
+    return audit["options"]["corruption"].split(",")
+
+
 def _leakage(mask, part, trained, audit):
     title, tolerance = f"Mask {mask}", audit["options"]["tolerance"]
-    if mask == audit["options"]["corruption"]:
-        title += " (the trained one)"
+    if mask in (trained_on := _trained(audit)):
+        title += " (the trained one)" if len(trained_on) == 1 else " (trained)"
     rise, usual = part["change"], (trained or {}).get("change")
     finding = (
         f"Hole error on forget pictures {part['before']:.3g} before, {part['after']:.3g} after: {rise['ratio']:.2f} times "
