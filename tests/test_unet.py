@@ -471,6 +471,9 @@ def test_fresh_models_from_a_config():
     torch.manual_seed(0)
     unet = I2IUNet.from_config(palette_config(**SMALL, norm_groups=4), steps=3)
     assert unet.grid == (16, 16) and unet.model.mid_block.attentions[0].group_norm is not None
+    alone = palette_config(multipliers=(1, 2, 4), attention=(2,), encoder_attention=(1,))
+    assert alone["down_block_types"] == ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
+    assert alone["up_block_types"] == ["AttnUpBlock2D", "ResnetUpsampleBlock2D", "ResnetUpsampleBlock2D"]
 
 
 def test_attention_for_an_encoder_changes_nothing_until_it_is_trained(pixels):

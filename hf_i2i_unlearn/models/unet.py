@@ -124,6 +124,7 @@ def palette_config(
     multipliers: tuple[int, ...] = (1, 2, 4, 8),
     layers: int = 2,
     attention: tuple[int, ...] = (),
+    encoder_attention: tuple[int, ...] = (),
     head_channels: int = 32,
     norm_groups: int = 32,
     dropout: float = 0.0,
@@ -132,12 +133,13 @@ def palette_config(
 
     Args:
         inner, multipliers: channels of level i are inner * multipliers[i]. layers: res blocks per level.
-        attention: levels (0 is the full resolution) with attention; the middle block always has it.
+        attention: levels (0 is the full resolution) with attention; the middle block always has it. encoder_attention: levels
+            with attention in their down block alone.
         head_channels: width of one attention head. norm_groups: groups of every norm; must divide all channel counts.
     """
     last, down, up = len(multipliers) - 1, [], []
     for level in range(last + 1):
-        down.append("AttnDownBlock2D" if level in attention else "ResnetDownsampleBlock2D")
+        down.append("AttnDownBlock2D" if level in (*attention, *encoder_attention) else "ResnetDownsampleBlock2D")
         up.append("AttnUpBlock2D" if last - level in attention else "ResnetUpsampleBlock2D")
     return {
         "sample_size": image_size, "in_channels": 2 * channels, "out_channels": channels,
