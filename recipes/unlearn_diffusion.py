@@ -69,6 +69,10 @@ class Arguments(RunArguments):
             "help": "Down blocks, from the first, that stay as they are with conv_in; they see too few pixels to tell sets apart [0]."
         },
     )
+    frozen_conv_in: bool | None = field(
+        default=None,
+        metadata={"help": "conv_in alone stays as it is, which sees 3x3 pixels even where the first down block has attention [false]."},
+    )
     train_time_embedding: bool | None = field(
         default=None,
         metadata={"help": "Train it too, as the released code does; the decoder reads it, so that changes as well [false]."},
@@ -105,8 +109,8 @@ def main():
     path = DEMOS.get(args.model, args.model)
     model = I2IUNet.from_pretrained(
         path, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size, patch_size=args.patch_size,
-        combine=args.combine, teacher_condition=args.teacher_condition, frozen_levels=args.frozen_levels, train_time_embedding=args.train_time_embedding,
-        prompt=args.prompt,
+        combine=args.combine, teacher_condition=args.teacher_condition, frozen_levels=args.frozen_levels, frozen_conv_in=args.frozen_conv_in,
+        train_time_embedding=args.train_time_embedding, prompt=args.prompt,
     )  # fmt: skip
     if args.sampler:
         model.sample_with(SAMPLERS[args.sampler])

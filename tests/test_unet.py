@@ -126,12 +126,12 @@ def test_with_noise_for_condition_the_original_encoder_sees_nothing_of_the_pictu
         assert torch.equal(condition[hole], draw.condition[hole]) and torch.equal(theirs.gamma, draw.gamma)
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_frozen_levels_are_not_trained(pixels, frozen):
-    unet = make_unet(frozen_levels=frozen)
+@pytest.mark.parametrize("frozen, conv_in", [(0, False), (0, True), (1, False), (2, True)])
+def test_frozen_levels_are_not_trained(pixels, frozen, conv_in):
+    unet = make_unet(frozen_levels=frozen, frozen_conv_in=conv_in)
     unet.train_encoder_only()
     trained = {name for name, p in unet.model.named_parameters() if p.requires_grad}
-    places = ["mid_block", *(f"down_blocks.{k}" for k in range(frozen, 2)), *([] if frozen else ["conv_in"])]
+    places = ["mid_block", *(f"down_blocks.{k}" for k in range(frozen, 2)), *([] if frozen or conv_in else ["conv_in"])]
     assert trained == {n for n, _ in unet.model.named_parameters() if n.startswith(tuple(f"{p}." for p in places))}
     unet(pixels, unet.draw(pixels, MASK, SEEDS)).square().mean().backward()
     assert {n for n, p in unet.model.named_parameters() if p.grad is not None} == trained

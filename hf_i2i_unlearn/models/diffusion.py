@@ -74,6 +74,7 @@ class I2IUNet(I2IModel):
             "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
         frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where those
             cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all (the paper).
+        frozen_conv_in: conv_in is not trained. It sees 3x3 pixels, even where the first down block has attention.
         train_time_embedding: train it with the encoder, as the released code does; the decoder then changes too.
         pipeline: the pipeline that the U-Net came from; `save_pretrained` then writes a whole one.
 
@@ -88,7 +89,8 @@ class I2IUNet(I2IModel):
     time_is_gamma = False
     is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
     # In SETTINGS, beside the weights.
-    stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "train_time_embedding")
+    stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
+              "train_time_embedding")  # fmt: skip
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class I2IUNet(I2IModel):
         combine: str = "concat",
         teacher_condition: str = "picture",
         frozen_levels: int = 0,
+        frozen_conv_in: bool = False,
         train_time_embedding: bool = False,
         pipeline: Pipeline | None = None,
     ):
@@ -111,7 +114,7 @@ class I2IUNet(I2IModel):
         if teacher_condition not in TEACHER_CONDITIONS:
             raise InputError(f"teacher_condition is one of {', '.join(TEACHER_CONDITIONS)}, got '{teacher_condition}'.")
         self.model, self.combine, self.train_time_embedding, self.pipeline = model, combine, train_time_embedding, pipeline
-        self.teacher_condition, self.frozen_levels = teacher_condition, frozen_levels
+        self.teacher_condition, self.frozen_levels, self.frozen_conv_in = teacher_condition, frozen_levels, frozen_conv_in
         if not 0 <= frozen_levels <= (levels := len(model.down_blocks)):
             raise InputError(f"The U-Net has {levels} down blocks, so frozen_levels is 0 to {levels}; got {frozen_levels}.")
         size = image_size or self._default_size()
@@ -290,9 +293,9 @@ class I2IUNet(I2IModel):
         return not self.train_time_embedding
 
     def encoder_modules(self):
-        """conv_in, down blocks but for the frozen ones, and middle block; the time embedding only with `train_time_embedding`."""
+        """conv_in and down blocks but for the frozen ones, and middle block; the time embedding only with `train_time_embedding`."""
         shared = [self.model.time_embedding] if self.train_time_embedding else []
-        first = [] if self.frozen_levels else [self.model.conv_in]
+        first = [] if self.frozen_levels or self.frozen_conv_in else [self.model.conv_in]
         return [*first, *self.model.down_blocks[self.frozen_levels :], self.model.mid_block, *shared]
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, every_n_layers=1, offload=False):
