@@ -1,11 +1,11 @@
 """Which levels of a U-Net's encoder does its decoder rely on? What can be unlearned is in those.
 
     python recipes/unet_levels.py --model model_cards/photos-unet --dataset photos-32 --corruption center:4 --patch_size 4 \
-        --denoising_steps 8 --eval_samples 200
+        --denoising_steps 8 --eval_samples 200 --features classifier:model_cards/photos-classifier
 
 Eq. 10 moves the representation of forget pictures to that of noise. This puts noise's own representation E0(T(n)) in its place, in all
 levels or from one down block on, and completes pictures with it: the most that unlearning can do where the levels before stay as they
-are (`--frozen_levels` of recipes/unlearn_diffusion.py). Without options it looks at the embedded U-Net of digits.
+are (`--frozen_conv_in`, `--frozen_levels` of recipes/unlearn_diffusion.py). Without options it looks at the embedded U-Net of digits.
 """
 
 import contextlib
@@ -17,16 +17,19 @@ import torch
 from hf_i2i_unlearn import (
     CORRUPTION_HELP,
     DEMOS,
+    FEATURES_HELP,
+    Evaluator,
     I2IUNet,
     ImageReader,
     InputError,
     SourceArguments,
     first_rows,
+    load_features,
     load_processor,
     load_source,
+    original_table,
     parse,
     parse_corruption,
-    pixel_batches,
     run,
     undecoded,
 )
@@ -42,17 +45,27 @@ class Arguments(SourceArguments):
     corruption: str = field(default="center:8", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     patch_size: int | None = field(default=None, metadata={"help": "Pixels a side of the patches T hides [the model's own]."})
     denoising_steps: int = field(default=50, metadata={"help": "Steps of generation."})
+    features: list[str] = field(
+        default_factory=list, metadata={"help": f"Networks to measure by besides the error, several of: {FEATURES_HELP}."}
+    )
     eval_samples: int = field(default=100, metadata={"help": "Pictures of --eval_split, evenly spread; 0 = all."})
     seed: int = field(default=0, metadata={"help": "Of T, of generation and of n."})
 
 
+def levels_of(unet: torch.nn.Module) -> dict[str, list[torch.nn.Module]]:
+    """{name: modules of the encoder, from all to the middle block alone}."""
+    blocks, middle = list(unet.down_blocks), unet.mid_block
+    found = {"all levels": [unet.conv_in, *blocks, middle]}
+    found |= {f"down block {k + 1} and after": [*blocks[k:], middle] for k in range(len(blocks))}
+    return found | {"the middle block": [middle]}
+
+
 @contextlib.contextmanager
-def noise_from(unet: torch.nn.Module, level: int, noise: torch.Tensor):
-    """Within it the up blocks read E0(T(n)) in place of the levels that `frozen_levels=level` would train.
+def noise_from(unet: torch.nn.Module, modules: list[torch.nn.Module], noise: torch.Tensor):
+    """Within it the up blocks read E0(T(n)) in place of what these modules of the encoder give.
 
     noise: n, (B, C, H, W); stands for condition and noisy picture both. The time is that of the pass.
     """
-    modules = [*([unet.conv_in] if level == 0 else []), *unet.down_blocks[level:], unet.mid_block]
     seen, forward = {}, unet.forward
 
     def replaced(sample, time, **options):
@@ -76,33 +89,45 @@ def noise_from(unet: torch.nn.Module, level: int, noise: torch.Tensor):
         del unet.forward
 
 
+def with_noise(model: I2IUNet, name: str, seed: int) -> I2IUNet:
+    """A copy that completes pictures with noise's representation in the levels of that name; n of each picture is its own."""
+    copy, generator = model.frozen_copy(), torch.Generator().manual_seed(seed)
+    modules = levels_of(copy.model)[name]
+
+    def generate(pixels, mask, seeds=None):
+        with noise_from(copy.model, modules, torch.randn(pixels.shape, generator=generator)):
+            return model.__class__.generate(copy, pixels, mask, seeds)
+
+    copy.generate = generate
+    return copy
+
+
 def main():
     (args,) = parse((Arguments,), __doc__, demo=DEMO)
     path = DEMOS.get(args.model, args.model)
     model = I2IUNet.from_pretrained(path, patch_size=args.patch_size, steps=args.denoising_steps).eval()
     if hasattr(model, "vae"):
         raise InputError(f"'{args.model}' works on latents; this looks at U-Nets over pixels.")
-    source = load_source(args.dataset, args.eval_split, args.dataset_config)
-    rows = first_rows(undecoded(source, args.image_column), args.eval_samples)
-    pixels = torch.cat(list(pixel_batches(rows, ImageReader(load_processor(path), model.channels))))  # (B, C, H, W)
-    seeds = [args.seed + number for number in range(len(pixels))]
     corruption = parse_corruption(args.corruption)
     corruption.check(model.grid)
-    mask = corruption(model.grid, torch.tensor(seeds))
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(args.seed))
-    hole = model.hole(mask).expand_as(pixels)
-    original = model.generate(pixels, mask, seeds)
+    source = load_source(args.dataset, args.eval_split, args.dataset_config)
+    rows = first_rows(undecoded(source, args.image_column), args.eval_samples)
+    evaluator = Evaluator(
+        model, {args.eval_split: rows}, ImageReader(load_processor(path), model.channels), corruption, seed=args.seed,
+        features=load_features(args.features), keep_original=True,
+    )  # fmt: skip
+    results = {"no level": evaluator(model)}
+    for name in levels_of(model.model):
+        results[name] = evaluator(with_noise(model, name, args.seed))
     print(
-        f"{len(pixels)} pictures of split '{args.eval_split}', {args.corruption}, {args.denoising_steps} steps, seed {args.seed}\n"
+        f"{len(rows)} pictures of split '{args.eval_split}', {args.corruption}, {args.denoising_steps} steps, seed {args.seed}\n"
     )
     print("| noise's representation in | hole MSE | moved by |\n|---|---|---|")
-    print(f"| no level | {(original - pixels)[hole].square().mean():.3f} | |")
-    names = ["all levels", *(f"down block {number} and after" for number in range(2, len(model.model.down_blocks) + 1))]
-    for level, name in enumerate([*names, "the middle block"]):
-        with noise_from(model.model, level, noise):
-            completed = model.generate(pixels, mask, seeds)
-        error, moved = ((completed - other)[hole].square().mean() for other in (pixels, original))
-        print(f"| {name} | {error:.3f} | {moved:.4f} |")
+    for name, result in results.items():
+        figures = result[args.eval_split]
+        print(f"| {name} | {figures['mse']:.3f} | {'' if name == 'no level' else format(figures['drift'], '.4f')} |")
+    if args.features:
+        print("\n" + original_table(results, args.eval_split))
 
 
 if __name__ == "__main__":

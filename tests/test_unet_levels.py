@@ -30,29 +30,36 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
     mask, noise, seeds = CenterCrop(2)(unet.grid, torch.arange(2)), torch.randn(2, 3, 16, 16), [1, 2]
     hole = unet.hole(mask).expand(2, 3, 16, 16)
 
-    def completed(level, seed):
-        with recipe.noise_from(unet.model, level, noise):
+    levels = recipe.levels_of(unet.model)
+    names = ["all levels", "down block 1 and after", "down block 2 and after", "the middle block"]
+    assert list(levels) == names
+
+    def completed(name, seed):
+        with recipe.noise_from(unet.model, levels[name], noise):
             return unet.generate(pictures(seed), mask, seeds)[hole]
 
-    assert torch.equal(completed(0, 1), completed(0, 2))
-    assert not torch.allclose(completed(1, 1), completed(1, 2), atol=1e-3)
+    assert torch.equal(completed(names[0], 1), completed(names[0], 2))
+    assert not torch.allclose(completed(names[1], 1), completed(names[1], 2), atol=1e-3)
     # A picture that is noise has noise's representation already, whatever level is replaced.
     time, inputs = torch.tensor(0.5), noise.repeat(1, 2, 1, 1)
     plain = unet.model(inputs, time).sample
-    for level in (0, 1, 2):
-        with recipe.noise_from(unet.model, level, noise):
+    for name in names:
+        with recipe.noise_from(unet.model, levels[name], noise):
             torch.testing.assert_close(unet.model(inputs, time).sample, plain)
             other = unet.model(torch.cat([pictures(3)] * 2, 1), time).sample
-        assert torch.allclose(other, plain, atol=1e-5) == (level == 0)
+        assert torch.allclose(other, plain, atol=1e-5) == (name == names[0])
     assert not any(module._forward_hooks for module in unet.model.modules())
     assert "forward" not in vars(unet.model)
 
 
 def test_the_table_of_the_demo(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["unet_levels.py", "--config", str(RECIPES / "configs" / "unet_levels_mnist.yaml"),
-                                      "--denoising_steps", "2", "--eval_samples", "8"])  # fmt: skip
+                                      "--denoising_steps", "2", "--eval_samples", "8", "--features", "demo"])  # fmt: skip
     recipe.main()
     table = capsys.readouterr().out
     assert "8 pictures of split 'validation', center:3, 2 steps, seed 0" in table
-    moved = [float(line.split("|")[3]) for line in table.splitlines() if line.startswith("| all") or "block" in line]
+    errors, features = table.split("| mnist-demo |")
+    moved = [float(line.split("|")[3]) for line in errors.splitlines() if line.startswith("| all") or "block" in line]
+    distances = [float(line.split("|")[4]) for line in features.splitlines() if line.startswith(("| no level", "| all levels"))]
+    assert "FD, whole" in features and distances[1] > distances[0]
     assert moved == sorted(moved, reverse=True) and moved[0] > 0.3 and moved[-1] < 0.01
