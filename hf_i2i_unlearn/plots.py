@@ -95,6 +95,9 @@ def frontier(points: list[dict], original: dict, path, tolerance: float, figure:
         axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
         axis.set_major_formatter("x{x:g}")
         axis.set_minor_locator(NullLocator())
+    axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].xaxis.set_minor_locator(NullLocator())  # their labels would overlap
     axes[0].axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes[0].axvline(1 + tolerance, color="black", linewidth=0.8, linestyle="--")
     both = [0.9 * min([1, *costs, *gains]), 1.1 * max([1, *costs, *gains])]
