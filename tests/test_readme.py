@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import datasets
+import pytest
 from conftest import make_dataset
 from transformers import ViTMAEForPreTraining
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_example(checkpoint, tmp_path, monkeypatch):
@@ -23,10 +25,12 @@ def test_the_python_example(checkpoint, tmp_path, monkeypatch):
     ViTMAEForPreTraining.from_pretrained("unlearned")
 
 
-def test_what_the_readme_points_to_is_there():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+@pytest.mark.parametrize("page", ["README.md", "model_cards/README.md"])
+def test_what_a_page_points_to_is_there(page):
+    page = ROOT / page
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
     assert links
     for link in links:
-        assert (Path(__file__).parents[1] / link).exists(), link
-    for config in re.findall(r"recipes/\S+\.(?:yaml|py)", README):
-        assert (Path(__file__).parents[1] / config).exists(), config
+        assert (page.parent / link).exists(), link
+    for config in re.findall(r"recipes/[\w/]+\.(?:yaml|py)", page.read_text()):
+        assert (ROOT / config).exists(), config
