@@ -421,9 +421,10 @@ torch.save(model(data["x"], data["gamma"]).sample.detach(), {str(tmp_path / "out
 
 
 def test_comes_back_from_its_folder(pixels, tmp_path):
-    unet = make_unet(scheduler=DDIMScheduler(500, prediction_type="v_prediction"), patch_size=4)
+    unet = make_unet(scheduler=DDIMScheduler(500, prediction_type="v_prediction"), patch_size=4, frozen_conv_in=True)
     unet.save_pretrained(tmp_path)
     loaded = I2IUNet.from_pretrained(str(tmp_path), patch_size=4, steps=4)
+    assert loaded.frozen_conv_in and not I2IUNet.from_pretrained(str(tmp_path), frozen_conv_in=False).frozen_conv_in
     assert isinstance(loaded.scheduler, DDIMScheduler) and loaded.prediction_type == "v_prediction"
     mask = CenterCrop(2)((4, 4), range(3))
     assert torch.equal(loaded.generate(pixels, mask), unet.generate(pixels, mask))

@@ -39,7 +39,8 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
             return unet.generate(pictures(seed), mask, seeds)[hole]
 
     assert torch.equal(completed(names[0], 1), completed(names[0], 2))
-    assert not torch.allclose(completed(names[1], 1), completed(names[1], 2), atol=1e-3)
+    for name in names[1:]:
+        assert not torch.allclose(completed(name, 1), completed(name, 2), atol=1e-3)
     # A picture that is noise has noise's representation already, whatever level is replaced.
     time, inputs = torch.tensor(0.5), noise.repeat(1, 2, 1, 1)
     plain = unet.model(inputs, time).sample
