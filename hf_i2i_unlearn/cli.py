@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -85,6 +86,9 @@ def run(main) -> None:
     """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Left to the end of the interpreter, gloo's threads now and then abort a process whose work is done.
+            torch.distributed.destroy_process_group()
     except (InputError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -2,6 +2,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 import yaml
 
 from hf_i2i_unlearn import (
@@ -116,3 +117,10 @@ def test_bad_input_ends_in_one_sentence(capsys):
     with pytest.raises(SystemExit) as exit:
         run(main)
     assert exit.value.code == 2 and capsys.readouterr().err == "error: No.\n"
+
+
+def test_a_finished_recipe_leaves_no_process_group(tmp_path):
+    """gloo's threads abort a process that ends with them: exit status -6 after all work is done."""
+    store = f"file://{tmp_path / 'store'}"
+    run(lambda: torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1))
+    assert not torch.distributed.is_initialized()

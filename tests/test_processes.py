@@ -96,6 +96,8 @@ found["figures"] = evaluator(make_mae(4), progress=False)
 assert trainer.accelerator.num_processes == int(sys.argv[2])
 if trainer.is_world_process_zero():
     (folder / "found.json").write_text(json.dumps(found))
+if torch.distributed.is_initialized():  # as `run` does: gloo's threads abort a process that ends with them
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -243,6 +245,8 @@ for part in sys.argv[3:]:
         train(part, method=part)
 if int(os.environ.get("RANK", 0)) == 0:
     (folder / "found.json").write_text(json.dumps(found))
+if torch.distributed.is_initialized():  # as `run` does: gloo's threads abort a process that ends with them
+    torch.distributed.destroy_process_group()
 """
 
 
