@@ -72,7 +72,12 @@ from .models import (
 )
 from .models.mae_training import MAEAdversarialTraining
 from .models.mage_hf import MageConfig, MageModel
-from .models.mage_training import MageDecoderTraining, MageTokenizerTraining, MageTransformerTraining
+from .models.mage_training import (
+    MageDecoderTraining,
+    MageTokenizerTraining,
+    MageTransformerTraining,
+    words_from_codes,
+)
 from .noise import (
     NOISE_HELP,
     BatchMatched,

@@ -50,6 +50,7 @@ from hf_i2i_unlearn import (
     select,
     undecoded,
     with_encoder_attention,
+    words_from_codes,
     write_run,
 )
 
@@ -83,6 +84,12 @@ class Arguments(SourceArguments):
         default=0.0,
         metadata={
             "help": "MAE, and MAGE's decoder: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."
+        },
+    )
+    words_from_codes: float = field(
+        default=0.0,
+        metadata={
+            "help": "MAGE's transformer: share of its fresh word embeddings that comes from the tokenizer's codes, 0 (as MAGE) to 1."
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
@@ -190,6 +197,7 @@ def make_mage(args: Arguments):
         )
     model = MageModel(MageConfig(**trained.config.to_dict() | {"dtype": None} | changes))
     model.vqgan.load_state_dict(trained.vqgan.state_dict())
+    words_from_codes(model, args.words_from_codes)
     return MageTransformerTraining(model, args.dropout, **args.generation)
 
 

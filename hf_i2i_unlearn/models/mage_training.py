@@ -111,6 +111,38 @@ class MagePretrainingDraw(NamedTuple):
     hidden: torch.Tensor
 
 
+@torch.no_grad()
+def words_from_codes(model: MageModel, share: float) -> None:
+    """Start the word embeddings of the codes partly as the tokenizer's own vectors, so that similar codes look similar to the transformer.
+
+    MAGE starts them at random, its head reads them and never trains them, and which codes are alike is then left to be found out.
+    The vectors (codes, codebook_dim) are centred and rotated at random into (codes, D); with both parts at unit variance an embedding is
+    initializer_range * (sqrt(share) vector + sqrt(1 - share) noise), so its size is that of a fresh one.
+
+    Args:
+        share: of the variance that comes from the vectors, 0 (MAGE's own start) to 1.
+
+    Raises:
+        InputError: a share outside of that, or codes with more dimensions than the words.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"The share of the codes in the word embeddings must lie between 0 and 1, got {share}.")
+    if share == 0:
+        return
+    words, config = model.token_emb.word_embeddings.weight, model.config
+    if config.codebook_dim > config.hidden_size:
+        raise InputError(
+            f"Codes of {config.codebook_dim} dimensions do not fit into word embeddings of {config.hidden_size}; leave the share of "
+            "the codes at 0, or widen the transformer (hidden_size)."
+        )
+    codes = model.vqgan.quantize.embedding.weight
+    codes = codes - codes.mean(0)
+    rotation = torch.linalg.qr(torch.randn(config.hidden_size, config.codebook_dim, device=codes.device))[0]
+    known = codes @ rotation.T  # (codes, D)
+    start = share**0.5 * known / known.std() + (1 - share) ** 0.5 * torch.randn_like(known)
+    words[: len(codes)] = config.initializer_range * start
+
+
 class MageTransformerTraining(I2IMage):
     """Encoder, decoder and head of a MAGE model under its own loss, on the tokens of its frozen tokenizer.
 
