@@ -76,7 +76,7 @@ from .models.mage_training import (
     MageDecoderTraining,
     MageTokenizerTraining,
     MageTransformerTraining,
-    words_from_codes,
+    informed_start,
 )
 from .noise import (
     NOISE_HELP,

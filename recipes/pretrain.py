@@ -39,6 +39,7 @@ from hf_i2i_unlearn import (
     SourceArguments,
     by_classes,
     first_rows,
+    informed_start,
     load_source,
     loss_curve,
     palette_config,
@@ -50,7 +51,6 @@ from hf_i2i_unlearn import (
     select,
     undecoded,
     with_encoder_attention,
-    words_from_codes,
     write_run,
 )
 
@@ -86,10 +86,10 @@ class Arguments(SourceArguments):
             "help": "MAE, and MAGE's decoder: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."
         },
     )
-    words_from_codes: float = field(
-        default=0.0,
+    informed_start: bool = field(
+        default=False,
         metadata={
-            "help": "MAGE's transformer: share of its fresh word embeddings that comes from the tokenizer's codes, 0 (as MAGE) to 1."
+            "help": "MAGE's transformer: start words half as the tokenizer's codes, and positions as sines and cosines, not all at random."
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
@@ -197,7 +197,8 @@ def make_mage(args: Arguments):
         )
     model = MageModel(MageConfig(**trained.config.to_dict() | {"dtype": None} | changes))
     model.vqgan.load_state_dict(trained.vqgan.state_dict())
-    words_from_codes(model, args.words_from_codes)
+    if args.informed_start:
+        informed_start(model)
     return MageTransformerTraining(model, args.dropout, **args.generation)
 
 

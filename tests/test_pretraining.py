@@ -32,9 +32,9 @@ from hf_i2i_unlearn import (
     RandomMask,
     SingleImages,
     SingleImageStream,
+    informed_start,
     palette_config,
     undecoded,
-    words_from_codes,
 )
 from hf_i2i_unlearn.models.mage_hf import MageConfig, MageModel, fill_hole
 from hf_i2i_unlearn.models.mage_training import perplexity
@@ -347,34 +347,33 @@ def test_transformer_stage_leaves_the_tokenizer_and_the_config(tmp_path):
         MageTransformerTraining(make_mage(), dropout=1.0)
 
 
-def test_words_from_codes():
-    """Their size is that of fresh words, and similar codes are similar words by as much as `share` says; 0 leaves all as it is."""
+def test_informed_start():
+    """Words keep their size, and similar codes are similar words by as much as `share` says; near places are more alike than far ones."""
     torch.manual_seed(0)
     changes = {"hidden_size": 256, "codebook_size": 64, "codebook_dim": 4, "initializer_range": 0.05}
     model = MageModel(MageConfig(**make_mage().config.to_dict() | {"vocab_size": None} | changes))
-    words = model.token_emb.word_embeddings.weight
-    codes = model.vqgan.quantize.embedding.weight.data.normal_()
-    fresh, cosine = words.detach().clone(), torch.nn.functional.cosine_similarity
-    words_from_codes(model, 0.0)
-    assert torch.equal(words, fresh)
-    truth = (codes - codes.mean(0)) @ (codes - codes.mean(0)).T
-    for share in (1.0, 0.5):
-        words_from_codes(model, share)
+    words, codes = model.token_emb.word_embeddings.weight, model.vqgan.quantize.embedding.weight.data.normal_()
+    fresh, off = words.detach().clone(), ~torch.eye(64, dtype=torch.bool)
+    truth = ((codes - codes.mean(0)) @ (codes - codes.mean(0)).T)[off]
+    for share in (1.0, 0.5, 0.0):
+        informed_start(model, share)
         assert torch.equal(words[64:], fresh[64:]) and words[:64].std().item() == pytest.approx(0.05, rel=0.1)
-        known = words[:64] @ words[:64].T
-        # Inner products: those of the codes, scaled, and noise's, which on the average are 0 between two codes.
-        scale = share * 256 * 0.05**2 / truth.diagonal().mean().item()
-        off = ~torch.eye(64, dtype=torch.bool)
-        slope = (known[off] * truth[off]).sum() / (truth[off] ** 2).sum()
-        assert slope.item() == pytest.approx(scale, rel=0.1)
+        known = (words[:64] @ words[:64].T)[off]  # those of the codes, scaled, and noise's, which on the average are 0
+        slope = (known * truth).sum() / (truth**2).sum()
+        scale = 256 * 0.05**2 / (codes - codes.mean(0)).square().sum(1).mean()
+        assert slope.item() == pytest.approx(share * scale.item(), rel=0.1, abs=0.02)
         if share == 1:
-            torch.testing.assert_close(cosine(known[off], truth[off], 0), torch.tensor(1.0))
-    for share in (-0.1, 1.1):
-        with pytest.raises(InputError, match="between 0 and 1"):
-            words_from_codes(model, share)
+            torch.testing.assert_close(torch.nn.functional.cosine_similarity(known, truth, 0), torch.tensor(1.0))
+    for table, size in ((model.token_emb.position_embeddings.weight, 0.05), (model.decoder_pos_embed_learned[0], 0.5)):
+        places = table[1:17].view(4, 4, -1)  # rows, columns
+        assert places.std().item() == pytest.approx(size, rel=1e-4)
+        distance = (places - places[0, 0]).norm(dim=2)
+        assert (distance[0].diff() > 0).all() and torch.allclose(distance, distance.T)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        informed_start(model, 1.1)
     model.config.codebook_dim = 512
-    with pytest.raises(InputError, match="512 dimensions do not fit into word embeddings of 256"):
-        words_from_codes(model, 0.5)
+    with pytest.raises(InputError, match="codes' 512 dimensions, got hidden_size 256"):
+        informed_start(model)
 
 
 def test_draws_of_pretraining():

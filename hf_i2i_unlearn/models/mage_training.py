@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import nn
 
 from ..errors import InputError
@@ -112,35 +113,39 @@ class MagePretrainingDraw(NamedTuple):
 
 
 @torch.no_grad()
-def words_from_codes(model: MageModel, share: float) -> None:
-    """Start the word embeddings of the codes partly as the tokenizer's own vectors, so that similar codes look similar to the transformer.
+def informed_start(model: MageModel, share: float = 0.5) -> None:
+    """Start a fresh transformer with what is known before training: which codes are alike, and where the tokens lie.
 
-    MAGE starts them at random, its head reads them and never trains them, and which codes are alike is then left to be found out.
-    The vectors (codes, codebook_dim) are centred and rotated at random into (codes, D); with both parts at unit variance an embedding is
-    initializer_range * (sqrt(share) vector + sqrt(1 - share) noise), so its size is that of a fresh one.
+    MAGE starts words and positions at random, which a long training makes up for. Here the words of the codes start partly as the
+    tokenizer's own vectors: centred, rotated at random into D dimensions, and with both parts at unit variance,
+    initializer_range * (sqrt(share) vector + sqrt(1 - share) noise). Positions start as sines and cosines of row and column (as in
+    MAE): the encoder's at the size of the words that they are added to, the decoder's at half of that of its normalised input.
 
     Args:
-        share: of the variance that comes from the vectors, 0 (MAGE's own start) to 1.
+        share: of the words' variance that comes from the tokenizer's vectors, 0 to 1.
 
     Raises:
-        InputError: a share outside of that, or codes with more dimensions than the words.
+        InputError: a share outside of that, codes with more dimensions than the words, or widths that are no multiples of 4.
     """
+    config, (side, _) = model.config, model.config.grid
     if not 0 <= share <= 1:
         raise InputError(f"The share of the codes in the word embeddings must lie between 0 and 1, got {share}.")
-    if share == 0:
-        return
-    words, config = model.token_emb.word_embeddings.weight, model.config
-    if config.codebook_dim > config.hidden_size:
+    if config.codebook_dim > config.hidden_size or config.hidden_size % 4 or config.decoder_hidden_size % 4:
         raise InputError(
-            f"Codes of {config.codebook_dim} dimensions do not fit into word embeddings of {config.hidden_size}; leave the share of "
-            "the codes at 0, or widen the transformer (hidden_size)."
+            f"An informed start needs widths that are multiples of 4 and at least the codes' {config.codebook_dim} dimensions, got "
+            f"hidden_size {config.hidden_size} and decoder_hidden_size {config.decoder_hidden_size}; change them, or leave it out."
         )
-    codes = model.vqgan.quantize.embedding.weight
-    codes = codes - codes.mean(0)
+    words, codes = model.token_emb.word_embeddings.weight, model.vqgan.quantize.embedding.weight
     rotation = torch.linalg.qr(torch.randn(config.hidden_size, config.codebook_dim, device=codes.device))[0]
-    known = codes @ rotation.T  # (codes, D)
+    known = (codes - codes.mean(0)) @ rotation.T  # (codes, D)
     start = share**0.5 * known / known.std() + (1 - share) ** 0.5 * torch.randn_like(known)
     words[: len(codes)] = config.initializer_range * start
+    for table, size in (
+        (model.token_emb.position_embeddings.weight, config.initializer_range),
+        (model.decoder_pos_embed_learned[0], 0.5),
+    ):
+        waves = get_2d_sincos_pos_embed(table.shape[1], side, base_size=side).to(table)  # (N, D)
+        table[1 : 1 + len(waves)] = size * waves / waves.std()  # row 0 is the class token's
 
 
 class MageTransformerTraining(I2IMage):
