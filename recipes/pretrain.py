@@ -134,6 +134,8 @@ def make_model(args: Arguments):
         raise InputError(
             f"--adversarial_weight is for MAE and for MAGE's --stage decoder, not for --family {args.family}{stage}; leave it out."
         )
+    if args.informed_start and (args.family, args.stage) != ("mage", "transformer"):
+        raise InputError("--informed_start is for --family mage --stage transformer; leave it out.")
     try:
         if args.family == "mae":
             return make_mae(args)

@@ -464,12 +464,14 @@ def test_recipe_for_the_three_stages_of_mage(source, tmp_path, monkeypatch, caps
     assert 0 < figures["psnr"] < 40 and 1 <= figures["perplexity"] <= figures["codes_used"] <= 12
     out = launch(*options(source, tmp_path / "mage", "--stage", "transformer", "--init", tmp_path / "tokenizer",
                                   "--half", "true", "--streaming", "true", "--generation", '{"steps": 3, "margin": 0}',
-                                  "--corruptions", '{"center:2": 1}'))  # fmt: skip
+                                  "--corruptions", '{"center:2": 1}', "--informed_start", "true"))  # fmt: skip
     assert "center:2: hole MSE" in out and "a stream of pictures" in out
     names = {f.name for f in (tmp_path / "mage").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "figures.json", "run.yaml", "loss.png",
             "samples", "checkpoint-3"} <= names  # fmt: skip
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("tokenizer", "mage"))
+    places = two["decoder_pos_embed_learned"][0, 1:].float().view(4, 4, -1)
+    assert (places[0, 0] - places[0, 3]).norm() > 1.3 * (places[0, 0] - places[0, 1]).norm()  # waves, not noise
     assert {v.dtype for v in two.values()} == {torch.float16}
     assert all(torch.equal(one[k], two[k]) for k in one if k.startswith("vqgan.")) and not same(one, two)
     out = launch(*options(source, tmp_path / "sharp", "--stage", "decoder", "--init", tmp_path / "mage", "--adversarial_weight", 0.1,
@@ -544,6 +546,7 @@ def test_recipe_errors(source, tmp_path, monkeypatch):
     assert "'hiden_size', which ViTMAEConfig does not have" in refused("--family", "mae", "--model", '{"hiden_size": 3}')
     assert "give one of them" in refused("--family", "mae", "--init", tmp_path / "mae", "--model", '{"hidden_size": 16}')
     assert "--adversarial_weight is for MAE" in refused("--model", json.dumps(MAGE), "--adversarial_weight", 0.1)
+    assert "--informed_start is for" in refused("--model", json.dumps(MAGE), "--informed_start", "true")
     make_unet().save_pretrained(tmp_path / "unet")
     unet = ["--family", "diffusion", "--init"]
     assert "holds a 'vit_mae' model" in refused(*unet, tmp_path / "mae")
