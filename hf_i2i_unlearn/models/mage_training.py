@@ -194,9 +194,13 @@ class MageTransformerTraining(I2IMage):
         truth = self.model.tokenize(pixel_values)
         blanked = fill_hole(pixel_values, self.hole(draw.hole), self.model.config.fill_color)
         ids = torch.where(hole, truth, self.model.tokenize(blanked))
-        logits = self.model.decode(self.model.encode(ids, dropped, hidden), dropped, hidden)
-        loss = self.model.token_loss(logits, truth if target is None else self.model.tokenize(target))  # (B, N)
-        return (loss * hidden).sum(1) / hidden.sum(1)
+        states = self.model.decoder_states(self.model.encode(ids, dropped, hidden), dropped, hidden)[:, 1:]  # (B, N, D')
+        # The head reads the hidden places alone, and gives the codes alone: a sixth of a step of a small model.
+        words = self.model.token_emb.word_embeddings.weight[: self.model.config.codebook_size]
+        wanted = truth if target is None else self.model.tokenize(target)
+        loss = states.new_zeros(hidden.shape, dtype=torch.float32)  # (B, N)
+        loss[hidden] = self.model.code_loss(self.model.mlm_layer(states[hidden], words), wanted[hidden])
+        return loss.sum(1) / hidden.sum(1)
 
 
 class MageDecoderTraining(I2IMage):

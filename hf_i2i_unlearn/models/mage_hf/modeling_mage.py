@@ -125,7 +125,7 @@ class MageBlock(GradientCheckpointingLayer):
 
 
 class MageHead(nn.Module):
-    """(B, L, D'), word table (vocab, D) -> logits (B, L, vocab).
+    """(..., D'), word table (V, D) -> logits (..., V); V may be less than the vocabulary, its first words.
 
     The table is the input embedding, used detached as in the original: the head's loss does not reach it.
     """
@@ -137,7 +137,7 @@ class MageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, config.vocab_size))
 
     def forward(self, x, words):
-        return F.linear(self.ln(F.gelu(self.fc(x))), words.detach()) + self.bias
+        return F.linear(self.ln(F.gelu(self.fc(x))), words.detach()) + self.bias[0, 0, : len(words)]
 
 
 class MageUnused(nn.Module):
@@ -283,7 +283,12 @@ class MageModel(PreTrainedModel):
         return self.norm(x)
 
     def decode(self, latent, token_drop_mask=None, token_all_mask=None) -> torch.Tensor:
-        """Latent (B, 1 + kept, D) and the masks it was made with -> logits (B, 1 + N, vocab_size).
+        """Latent (B, 1 + kept, D) and the masks it was made with -> logits (B, 1 + N, vocab_size)."""
+        states = self.decoder_states(latent, token_drop_mask, token_all_mask)
+        return self.mlm_layer(states, self.token_emb.word_embeddings.weight)
+
+    def decoder_states(self, latent, token_drop_mask=None, token_all_mask=None) -> torch.Tensor:
+        """What the head reads: latent (B, 1 + kept, D) and the masks it was made with -> (B, 1 + N, D').
 
         Every hidden place is filled with the picture's own class-token output.
         """
@@ -299,17 +304,20 @@ class MageModel(PreTrainedModel):
         x = torch.where(hidden.unsqueeze(2), x[:, :1], full) + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)
-        return self.mlm_layer(self.decoder_norm(x), self.token_emb.word_embeddings.weight)
+        return self.decoder_norm(x)
 
     def token_loss(self, logits, ids) -> torch.Tensor:
         """Label-smoothed cross-entropy of every token: logits (B, 1 + N, vocab_size), true codes (B, N) -> (B, N).
 
         (1 - s) nll + s * mean over the codes of -log p, in float32 and over the codebook's logits only.
         """
-        logits = logits[:, 1:, : self.config.codebook_size].float()  # (B, N, codes)
-        return F.cross_entropy(
-            logits.transpose(1, 2), ids, reduction="none", label_smoothing=float(self.config.label_smoothing)
-        )
+        logits = logits[:, 1:, : self.config.codebook_size]  # (B, N, codes)
+        return self.code_loss(logits, ids)
+
+    def code_loss(self, logits, ids) -> torch.Tensor:
+        """`token_loss` of any places: logits of the codes (..., codes), true codes (...) -> (...)."""
+        smoothing = float(self.config.label_smoothing)
+        return F.cross_entropy(logits.float().movedim(-1, 1), ids, reduction="none", label_smoothing=smoothing)
 
     def loss(self, logits, ids, token_all_mask) -> torch.Tensor:
         """The training loss: `token_loss` summed over the hidden tokens of the batch over their number, scalar."""
