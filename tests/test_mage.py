@@ -145,9 +145,9 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
     assert torch.equal(ids, x["output.inpaint_final_ids"])
 
     # The whole loop, fed with the same draws: skipped steps, schedule and temperatures are its own.
-    draws = iter(zip(sampled, gumbel))
+    draws = iter(zip(sampled.split(1), gumbel.split(1)))
     monkeypatch.setattr(modeling_mage, "draw_noise", lambda *args: next(draws))
-    monkeypatch.setattr(modeling_mage, "sample_codes", lambda logits, uniform: uniform[None])
+    monkeypatch.setattr(modeling_mage, "sample_codes", lambda logits, uniform: uniform)
     first = model.tokenize(x["input.inpaint_masked_image"])
     final = model.complete_tokens(first, hidden, facts["num_iter"], facts["choice_temperature"])
     assert torch.equal(final, x["output.inpaint_final_ids"]) and next(draws, None) is None
@@ -389,6 +389,26 @@ def test_codes_are_sampled_by_their_probabilities():
     assert sample_codes(logits, torch.tensor(1.0).nextafter(torch.tensor(0.0))) == 3
 
 
+@torch.no_grad()
+def test_the_head_is_asked_at_the_wanted_places_alone(mage):
+    tokens = torch.randint(0, 12, (3, 16), generator=torch.Generator().manual_seed(0))
+    tokens[:, 5:9] = MASK_ID
+    places = torch.tensor([[8, 1], [0, 15], [5, 6]])
+    heads = []
+    mage.mlm_layer.register_forward_hook(lambda module, args, logits: heads.append(tuple(logits.shape)))
+    whole, some = mage.code_logits(tokens), mage.code_logits(tokens, places)
+    torch.testing.assert_close(some, whole.gather(1, places.unsqueeze(2).expand(-1, -1, 12)))
+    hidden = torch.zeros(3, 16, dtype=torch.bool)
+    hidden[0, :4] = hidden[1, 2:8] = True
+    mage.complete_tokens(tokens.masked_fill(tokens == MASK_ID, 0), hidden, 2, generator=torch.Generator().manual_seed(0))
+    assert heads == [(3, 16, 12), (3, 2, 12), (2, 6, 12)]  # of 16 places, and of two pictures with 4 and 6 to complete
+
+
+def know(model, logits):
+    """Have a model decode by logits(tokens (B, N)) -> (B, N, 12) in place of its own."""
+    model.code_logits = lambda tokens, places: logits(tokens).gather(1, places.unsqueeze(2).expand(-1, -1, 12))
+
+
 def central(first, last, size=16):
     mask = torch.zeros(size, size, dtype=torch.bool)
     mask[first:last, first:last] = True
@@ -411,7 +431,7 @@ def test_schedule_of_each_sample_is_its_own():
             + (torch.arange(12) == tokens.masked_fill(tokens == MASK_ID, 0).amax(1, keepdim=True)[..., None]) * 50.0
         )
 
-    model.code_logits = logits
+    know(model, logits)
     ids = torch.arange(3)[:, None].expand(-1, 256).clone()
     model.complete_tokens(ids, holes, steps=20, temperature=6.0, generator=torch.Generator().manual_seed(0))
     assert seen[0] == [36, 20]
@@ -518,7 +538,7 @@ def test_a_model_that_knows_one_picture_completes_it():
     """Decoding end to end: if the logits always name the truth, every hole is filled with it."""
     model = make_mage()
     truth = torch.randint(0, 12, (2, 16), generator=torch.Generator().manual_seed(3))
-    model.code_logits = lambda tokens: F.one_hot(truth[: len(tokens)], 12) * 100.0
+    know(model, lambda tokens: F.one_hot(truth[: len(tokens)], 12) * 100.0)
     hidden = torch.rand(2, 16, generator=torch.Generator().manual_seed(4)) < 0.6
     assert torch.equal(model.complete_tokens(truth.masked_fill(hidden, 0), hidden), truth)
 
@@ -528,7 +548,7 @@ def test_a_model_that_knows_one_picture_completes_it():
 def test_code_temperature_is_that_of_the_softmax(code_temperature, shares):
     model = make_mage()
     scores = torch.full((12,), -math.inf).index_copy_(0, torch.tensor([4, 7]), torch.tensor([0.0, math.log(3.0)]))
-    model.code_logits = lambda tokens: scores.expand(*tokens.shape, 12)
+    know(model, lambda tokens: scores.expand(*tokens.shape, 12))
     ids, generator = torch.zeros(500, 16, dtype=torch.long), torch.Generator().manual_seed(0)
     # One step, so that every token is drawn once and from the whole distribution.
     drawn = model.complete_tokens(ids, ids == 0, 1, 6.0, generator, code_temperature).flatten()

@@ -195,7 +195,7 @@ class MageTransformerTraining(I2IMage):
         blanked = fill_hole(pixel_values, self.hole(draw.hole), self.model.config.fill_color)
         ids = torch.where(hole, truth, self.model.tokenize(blanked))
         states = self.model.decoder_states(self.model.encode(ids, dropped, hidden), dropped, hidden)[:, 1:]  # (B, N, D')
-        # The head reads the hidden places alone, and gives the codes alone: a sixth of a step of a small model.
+        # Of the head nothing is asked but the codes of the hidden places.
         words = self.model.token_emb.word_embeddings.weight[: self.model.config.codebook_size]
         wanted = truth if target is None else self.model.tokenize(target)
         loss = states.new_zeros(hidden.shape, dtype=torch.float32)  # (B, N)

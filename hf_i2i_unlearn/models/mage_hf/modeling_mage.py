@@ -443,6 +443,7 @@ class MageModel(PreTrainedModel):
         tokens = ids.masked_fill(hidden.bool(), mask_id)  # unknown = mask token
         result = ids.clone()
         share = [count / total for count in hidden.sum(1).tolist()]  # of unknown tokens at the start
+        unknown = (tokens == mask_id).sum(1).tolist()
         for step in range(1, steps + 1):
             ratio = step / steps
             left = math.cos(math.pi / 2 * ratio)
@@ -450,20 +451,33 @@ class MageModel(PreTrainedModel):
             if not rows:
                 continue
             current = tokens[rows]  # (b, N)
-            logits = self.code_logits(current)  # (b, N, codes)
-            unknown = (current == mask_id).sum(1)  # (b,)
-            uniform, gumbel = draw_noise(rows, total, generator, ids.device)  # (b, N) each
-            count = (unknown - 1).clamp_max(math.floor(total * left)).clamp_min(1)
+            # The unknown places of each sample in raster order, then known ones up to the longest list: nothing is asked
+            # of the head, nor drawn, elsewhere.
+            places = (current == mask_id).int().argsort(dim=1, descending=True, stable=True)
+            places = places[:, : max(unknown[row] for row in rows)]  # (b, P)
+            logits = self.code_logits(current, places)  # (b, P, codes)
+            uniform, gumbel = (n.gather(1, places) for n in draw_noise(rows, total, generator, ids.device))  # (b, P) each
+            for row in rows:
+                unknown[row] = max(1, min(unknown[row] - 1, math.floor(total * left)))
+            count = torch.tensor([unknown[row] for row in rows], device=ids.device)
             sampled = sample_codes(logits / code_temperature, uniform) if code_temperature else logits.argmax(-1)
-            result[rows], tokens[rows] = decoding_step(
-                current, logits, sampled, gumbel, count, temperature * (1 - ratio), mask_id
+            completed, kept = decoding_step(
+                current.gather(1, places), logits, sampled, gumbel, count, temperature * (1 - ratio), mask_id
             )
+            result[rows] = current.scatter(1, places, completed)
+            tokens[rows] = current.scatter(1, places, kept)
         return result
 
-    def code_logits(self, tokens) -> torch.Tensor:
-        """Logits of the codes at every place, in float32: (B, N) with mask tokens -> (B, N, codebook_size)."""
+    def code_logits(self, tokens, places=None) -> torch.Tensor:
+        """Logits of the codes, in float32: tokens (B, N), unknown ones mask tokens -> (B, N, codebook_size).
+
+        places: where they are wanted, (B, P); the result is (B, P, codebook_size).
+        """
         mask = tokens == self.config.mask_token_id
-        return self.decode(self.encode(tokens), None, mask)[:, 1:, : self.config.codebook_size].float()
+        states = self.decoder_states(self.encode(tokens), None, mask)[:, 1:]  # (B, N, D')
+        if places is not None:
+            states = states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
+        return self.mlm_layer(states, self.token_emb.word_embeddings.weight[: self.config.codebook_size]).float()
 
     def _check_tokens(self, ids):
         if ids.dim() != 2 or ids.shape[1] != self.config.num_tokens:
