@@ -61,7 +61,7 @@ def family_options(run: dict, generation_steps: int | None = None) -> dict:
     names = {"denoising_steps": "steps", "decoding_steps": "steps"} | {
         n: n for n in (
             "subfolder", "image_size", "patch_size", "combine", "train_time_embedding", "temperature", "margin", "blank_hole",
-            "feather", "train_word_embeddings", "code_temperature",
+            "feather", "train_word_embeddings", "code_temperature", "toward_mean",
         )
     }  # fmt: skip
     found = {names[key]: value for key, value in run.items() if key in names and value is not None}

@@ -96,7 +96,7 @@ class Arguments(SourceArguments):
     generation: JsonDict = field(
         default_factory=JsonDict,
         metadata={
-            "help": "MAGE: steps, temperature, code_temperature and margin of the decoding, for samples and figures, as JSON or in YAML."
+            "help": "MAGE: steps, temperature, code_temperature, toward_mean and margin of the decoding, for samples and figures, as JSON or in YAML."
         },
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})

@@ -39,6 +39,9 @@ class Arguments(RunArguments):
     code_temperature: float = field(
         default=1.0, metadata={"help": "Of sampling the codes: below 1 likelier ones and less variety, 0 the likeliest."}
     )
+    toward_mean: float = field(
+        default=0.0, metadata={"help": "Move each drawn code this share of the way to the mean of all: less error, less texture; 0 to 1."}
+    )
     margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
     mask_rate: str = field(
         default="none",
@@ -67,7 +70,7 @@ def main():
     model = I2IMage.from_pretrained(
         path, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
-        feather=args.feather, code_temperature=args.code_temperature,
+        feather=args.feather, code_temperature=args.code_temperature, toward_mean=args.toward_mean,
     )  # fmt: skip
     processor = load_processor(path)
     model.check_processor(processor)

@@ -559,6 +559,23 @@ def test_code_temperature_is_that_of_the_softmax(code_temperature, shares):
         model.complete_tokens(ids, ids == 0, code_temperature=-1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("toward_mean, found", [(0.0, {4, 7}), (0.5, {2, 7}), (1.0, {2})])
+def test_codes_move_toward_their_mean(toward_mean, found):
+    """Codes 4 and 7 at -1 and 1, believed 1 to 3, so their mean is 0.5: half way from -1 lies -0.25, and from 1 lies 0.75."""
+    model = make_mage()
+    table = model.vqgan.quantize.embedding.weight
+    table.fill_(9.0)
+    table[[4, 7, 2]] = torch.tensor([-1.0, 1.0, 0.3]).unsqueeze(1).expand(-1, table.shape[1])
+    scores = torch.full((12,), -math.inf).index_copy_(0, torch.tensor([4, 7]), torch.tensor([0.0, math.log(3.0)]))
+    know(model, lambda tokens: scores.expand(*tokens.shape, 12))
+    ids = torch.zeros(20, 16, dtype=torch.long)
+    drawn = model.complete_tokens(ids, ids == 0, 1, 6.0, torch.Generator().manual_seed(0), 1.0, toward_mean)
+    assert set(drawn.flatten().tolist()) == found
+    with pytest.raises(ValueError, match="toward_mean -1"):
+        model.complete_tokens(ids, ids == 0, toward_mean=-1)
+
+
 # -------------------------------------------------------------------------------------------------- files and conversion
 
 

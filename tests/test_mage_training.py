@@ -232,7 +232,7 @@ def test_errors(tmp_path):
     model, (x,) = wrapped(), pictures(1)
     with pytest.raises(InputError, match=r"wraps a MageModel, got ViTMAE"):
         I2IMage(make_mae().model)
-    for options in ({"steps": 0}, {"temperature": -1}, {"margin": -1}, {"code_temperature": -1}):
+    for options in ({"steps": 0}, {"temperature": -1}, {"margin": -1}, {"code_temperature": -1}, {"toward_mean": 1.1}):
         with pytest.raises(InputError, match="at least 1 step"):
             wrapped(**options)
     with pytest.raises(InputError, match="mask_rate is None or 'mage', got 0.5"):

@@ -43,7 +43,7 @@ class I2IMage(I2IModel):
 
     Args:
         model: the model. `I2IMage.from_pretrained(path)` makes one. Its tokenizer is frozen here and never trained.
-        steps, temperature, code_temperature: of the iterative decoding in `generate`, see `MageModel.complete_tokens`; the defaults
+        steps, temperature, code_temperature, toward_mean: of the iterative decoding in `generate`, see `MageModel.complete_tokens`; the defaults
             are the released code's for inpainting.
         margin: tokens around the hole that `generate` predicts too, for the tokenizer has seen the fill colour in them.
         blank_hole: False tokenizes the whole picture and drops tokens after that, as the released code trains.
@@ -70,21 +70,22 @@ class I2IMage(I2IModel):
         train_word_embeddings: bool = False,
         feather: bool = False,
         code_temperature: float = 1.0,
+        toward_mean: float = 0.0,
     ):
         super().__init__()
         if not isinstance(model, MageModel):
             raise InputError(f"I2IMage wraps a MageModel, got {type(model).__name__}; load it with I2IMage.from_pretrained.")
-        if steps < 1 or temperature < 0 or margin < 0 or code_temperature < 0:
+        if steps < 1 or temperature < 0 or margin < 0 or code_temperature < 0 or not 0 <= toward_mean <= 1:
             raise InputError(
-                "Decoding takes at least 1 step, and temperatures and a margin of 0 or more; got "
-                f"steps={steps}, temperature={temperature}, margin={margin}, code_temperature={code_temperature}."
+                "Decoding takes at least 1 step, temperatures and a margin of 0 or more, and toward_mean from 0 to 1; got steps="
+                f"{steps}, temperature={temperature}, margin={margin}, code_temperature={code_temperature}, toward_mean={toward_mean}."
             )
         if mask_rate not in MASK_RATES:
             raise InputError(f"mask_rate is None or 'mage', got {mask_rate!r}.")
         model.vqgan.requires_grad_(False)
         self.model, self.steps, self.temperature, self.margin = model, steps, temperature, margin
         self.blank_hole, self.mask_rate, self.train_word_embeddings = blank_hole, mask_rate, train_word_embeddings
-        self.feather, self.code_temperature = feather, code_temperature
+        self.feather, self.code_temperature, self.toward_mean = feather, code_temperature, toward_mean
 
     @classmethod
     def from_pretrained(cls, path: str, **kwargs) -> "I2IMage":
@@ -214,8 +215,9 @@ class I2IMage(I2IModel):
         self.check_pixels(pixel_values)
         generators = seeded([0] * len(pixel_values) if seeds is None else seeds, FOR_SAMPLING)
         return self.model.complete(
-            pixel_values, mask, self.steps, self.temperature, generators, self.margin, self.feather, self.code_temperature
-        )
+            pixel_values, mask, self.steps, self.temperature, generators, self.margin, self.feather, self.code_temperature,
+            self.toward_mean,
+        )  # fmt: skip
 
     @staticmethod
     def check_processor(processor) -> None:
