@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import make_dataset, make_mae
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
@@ -26,6 +27,8 @@ from hf_i2i_unlearn import (
     UnlearningConfig,
     UnlearningTrainer,
     demo,
+    family_options,
+    load_model,
     load_processor,
     pixel_batches,
     undecoded,
@@ -320,10 +323,13 @@ def test_recipe(tmp_path):
     make_processor().save_pretrained(tmp_path / "mage")
     argv = [ROOT / "recipes" / "unlearn_mage.py", "--dataset", tmp_path / "data", "--forget_classes", "cat",
             "--corruption", "random:0.5", "--eval_corruption", "center:2", "--mask_rate", "mage", "--decoding_steps", 3,
-            "--temperature", 2, "--max_steps", 2, "--eval_samples", 4, "--pictures", 2, "--output_dir", folder, "--use_cpu",
+            "--temperature", 2, "--code_temperature", 0.7, "--toward_mean", 0.5, "--max_steps", 2, "--eval_samples", 4, "--pictures", 2, "--output_dir", folder, "--use_cpu",
             "--disable_tqdm", "true"]  # fmt: skip
     done = launch(*argv, "--model", tmp_path / "mage")
     assert "| forget | 4 |" in done.stdout
+    decoding = family_options(yaml.safe_load((folder / "run.yaml").read_text()))  # what measures the folder later completes with
+    again = load_model(str(folder), **decoding)
+    assert (again.steps, again.temperature, again.code_temperature, again.toward_mean) == (3, 2, 0.7, 0.5)
     script = f"""
 import os, sys; sys.modules["hf_i2i_unlearn"] = None; os.environ["HF_MODULES_CACHE"] = {str(tmp_path / "modules")!r}
 import torch
