@@ -323,7 +323,8 @@ def test_recipe(tmp_path):
     make_processor().save_pretrained(tmp_path / "mage")
     argv = [ROOT / "recipes" / "unlearn_mage.py", "--dataset", tmp_path / "data", "--forget_classes", "cat",
             "--corruption", "random:0.5", "--eval_corruption", "center:2", "--mask_rate", "mage", "--decoding_steps", 3,
-            "--temperature", 2, "--code_temperature", 0.7, "--toward_mean", 0.5, "--max_steps", 2, "--eval_samples", 4, "--pictures", 2, "--output_dir", folder, "--use_cpu",
+            "--temperature", 2, "--code_temperature", 0.7, "--toward_mean", 0.5,
+            "--max_steps", 2, "--eval_samples", 4, "--pictures", 2, "--output_dir", folder, "--use_cpu",
             "--disable_tqdm", "true"]  # fmt: skip
     done = launch(*argv, "--model", tmp_path / "mage")
     assert "| forget | 4 |" in done.stdout

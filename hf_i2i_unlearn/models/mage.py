@@ -43,8 +43,8 @@ class I2IMage(I2IModel):
 
     Args:
         model: the model. `I2IMage.from_pretrained(path)` makes one. Its tokenizer is frozen here and never trained.
-        steps, temperature, code_temperature, toward_mean: of the iterative decoding in `generate`, see `MageModel.complete_tokens`; the defaults
-            are the released code's for inpainting.
+        steps, temperature, code_temperature, toward_mean: of the iterative decoding in `generate`, see
+            `MageModel.complete_tokens`; the defaults are the released code's for inpainting.
         margin: tokens around the hole that `generate` predicts too, for the tokenizer has seen the fill colour in them.
         blank_hole: False tokenizes the whole picture and drops tokens after that, as the released code trains.
         mask_rate: None hides what T hides; "mage" hides more, as MAGE trains: a share from the truncated normal of the config,

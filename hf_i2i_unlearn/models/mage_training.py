@@ -195,11 +195,9 @@ class MageTransformerTraining(I2IMage):
         blanked = fill_hole(pixel_values, self.hole(draw.hole), self.model.config.fill_color)
         ids = torch.where(hole, truth, self.model.tokenize(blanked))
         states = self.model.decoder_states(self.model.encode(ids, dropped, hidden), dropped, hidden)[:, 1:]  # (B, N, D')
-        # Of the head nothing is asked but the codes of the hidden places.
-        words = self.model.token_emb.word_embeddings.weight[: self.model.config.codebook_size]
         wanted = truth if target is None else self.model.tokenize(target)
         loss = states.new_zeros(hidden.shape, dtype=torch.float32)  # (B, N)
-        loss[hidden] = self.model.code_loss(self.model.mlm_layer(states[hidden], words), wanted[hidden])
+        loss[hidden] = self.model.code_loss(self.model.head_of_codes(states[hidden]), wanted[hidden])
         return loss.sum(1) / hidden.sum(1)
 
 

@@ -306,6 +306,10 @@ class MageModel(PreTrainedModel):
             x = block(x)
         return self.decoder_norm(x)
 
+    def head_of_codes(self, states) -> torch.Tensor:
+        """The head without the words that are no codes: `decoder_states` of any places (..., D') -> logits (..., codebook_size)."""
+        return self.mlm_layer(states, self.token_emb.word_embeddings.weight[: self.config.codebook_size])
+
     def token_loss(self, logits, ids) -> torch.Tensor:
         """Label-smoothed cross-entropy of every token: logits (B, 1 + N, vocab_size), true codes (B, N) -> (B, N).
 
@@ -494,7 +498,7 @@ class MageModel(PreTrainedModel):
         states = self.decoder_states(self.encode(tokens), None, mask)[:, 1:]  # (B, N, D')
         if places is not None:
             states = states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
-        return self.mlm_layer(states, self.token_emb.word_embeddings.weight[: self.config.codebook_size]).float()
+        return self.head_of_codes(states).float()
 
     def _check_tokens(self, ids):
         if ids.dim() != 2 or ids.shape[1] != self.config.num_tokens:
