@@ -15,16 +15,11 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    AuditArguments,
-    ReportArguments,
-    audit_section,
-    command_line,
-    parse,
-    run,
-    run_audit,
-    write_report,
-)
+from hf_i2i_unlearn.audit.card import audit_section
+from hf_i2i_unlearn.audit.options import AuditArguments
+from hf_i2i_unlearn.audit.run import run_audit
+from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
 
 DEMO = Path(__file__).parent / "configs" / "audit_mnist_mae.yaml"
 

@@ -49,17 +49,10 @@ from benchmark_steps import (
 )
 from transformers import HfArgumentParser, ViTMAEConfig
 
-from hf_i2i_unlearn import (
-    DISTANCES,
-    I2IMAE,
-    METHODS,
-    CenterCrop,
-    LowRankNormal,
-    StandardNormal,
-    add_patch,
-)
-from hf_i2i_unlearn.lora import original_of
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn import DISTANCES, I2IMAE, METHODS, CenterCrop, StandardNormal, add_patch
+from hf_i2i_unlearn.methods.noise import LowRankNormal
+from hf_i2i_unlearn.models.patches import original_of
+from hf_i2i_unlearn.training.objective import Objective
 
 _SIDES_OF_LORA = ("lora_full_side", "lora_lora_side")  # what a process of `lora` runs
 PARTS = ("step", "options", "cost", "noise", "lora", *_SIDES_OF_LORA)

@@ -34,14 +34,14 @@ from hf_i2i_unlearn import (
     ForgetRetainPairs,
     ForgetRetainStream,
     ImageReader,
-    PairCollator,
     StandardNormal,
     by_classes,
     load_source,
     select,
     undecoded,
 )
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn.data.reading import PairCollator
+from hf_i2i_unlearn.training.objective import Objective
 
 PAIRS = 16  # in a batch
 

@@ -13,16 +13,9 @@ from PIL import Image
 from transformers import ViTMAEConfig
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    I2IMAE,
-    CenterCrop,
-    ForgetRetainPairs,
-    I2IPaletteUNet,
-    UnlearningConfig,
-    UnlearningTrainer,
-    add_patch,
-    palette_config,
-)
+from hf_i2i_unlearn import I2IMAE, CenterCrop, ForgetRetainPairs, UnlearningConfig, UnlearningTrainer, add_patch
+from hf_i2i_unlearn.models.diffusion.layout import palette_config
+from hf_i2i_unlearn.models.diffusion.pixels import I2IPaletteUNet
 
 OURS = {
     "b": {},

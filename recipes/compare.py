@@ -18,33 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    CORRUPTION_HELP,
-    DEMOS,
-    FAILED,
-    METHODS,
-    NOISE_HELP,
-    Comparison,
-    Evaluator,
-    ImageReader,
-    InputError,
-    JsonDict,
-    Setting,
-    SplitArguments,
-    UnlearningConfig,
-    best_within,
-    build_splits,
-    claim_folder,
-    command_line,
-    completion_grid,
-    completions,
-    frontier,
-    load_original,
-    load_processor,
-    parse,
-    parse_corruption,
-    run,
-)
+from hf_i2i_unlearn import METHODS, Evaluator, ImageReader, InputError, UnlearningConfig, load_processor
+from hf_i2i_unlearn.commands.cli import JsonDict, command_line, parse, run
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, NOISE_HELP, parse_corruption
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.splits import build_splits
+from hf_i2i_unlearn.evaluation.completions import completions
+from hf_i2i_unlearn.experiments.comparison import FAILED, Comparison, Setting, best_within
+from hf_i2i_unlearn.models.auto import DEMOS
+from hf_i2i_unlearn.originals.quality import load_original
+from hf_i2i_unlearn.reporting.plots import completion_grid, frontier
+from hf_i2i_unlearn.reporting.run_folder import claim_folder
 
 DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
 

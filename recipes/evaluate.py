@@ -25,38 +25,20 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    CORRUPTION_HELP,
-    DEMOS,
-    FEATURES_HELP,
-    REGIONS,
-    Evaluator,
-    ImageReader,
-    InputError,
-    SplitArguments,
-    build_splits,
-    claim_folder,
-    command_line,
-    completion_grid,
-    completions,
-    embedding_map,
-    embeddings,
-    family_options,
-    feature_rows,
-    feature_table,
-    hash_weights,
-    load_features,
-    load_model,
-    load_processor,
-    markdown_table,
-    merge,
-    metric_curves,
-    parse,
-    parse_corruption,
-    run,
-    update_card,
-    write_json,
-)
+from hf_i2i_unlearn import Evaluator, ImageReader, InputError, load_model, load_processor, merge
+from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, parse_corruption
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.splits import build_splits
+from hf_i2i_unlearn.evaluation.completions import completions, embeddings
+from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP, load_features
+from hf_i2i_unlearn.evaluation.features import hash_weights
+from hf_i2i_unlearn.evaluation.scores import REGIONS
+from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
+from hf_i2i_unlearn.models.auto import DEMOS, family_options
+from hf_i2i_unlearn.reporting.model_card import update_card
+from hf_i2i_unlearn.reporting.plots import completion_grid, embedding_map, metric_curves
+from hf_i2i_unlearn.reporting.run_folder import claim_folder, write_json
 
 DEMO = Path(__file__).parent / "configs" / "evaluate_mnist_mae.yaml"
 METRICS = {"fid": "Frechet distance", "inception_score": "Inception score", "similarity": "similarity", "accuracy": "accuracy"}

@@ -21,42 +21,22 @@ from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    CORRUPTION_HELP,
-    DEMOS,
-    FEATURES_HELP,
-    TRIVIAL,
-    Evaluator,
-    ImageReader,
-    InputError,
-    JsonDict,
-    SplitArguments,
-    TrueTokens,
-    against_trivial,
-    build_splits,
-    by_classes,
-    claim_folder,
-    command_line,
-    completion_grid,
-    completions,
-    describe_scores,
-    feature_rows,
-    first_rows,
-    hash_weights,
-    kept,
-    load_features,
-    load_original,
-    load_processor,
-    load_source,
-    original_table,
-    parse,
-    parse_corruption,
-    run,
-    select,
-    undecoded,
-    update_card,
-    verdict,
-)
+from hf_i2i_unlearn import Evaluator, ImageReader, InputError, by_classes, load_processor, load_source, select, undecoded
+from hf_i2i_unlearn.commands.cli import JsonDict, command_line, parse, run
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, parse_corruption
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.sources import first_rows
+from hf_i2i_unlearn.data.splits import build_splits
+from hf_i2i_unlearn.evaluation.completions import completions
+from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP, load_features
+from hf_i2i_unlearn.evaluation.features import hash_weights
+from hf_i2i_unlearn.evaluation.tables import describe_scores, feature_rows
+from hf_i2i_unlearn.evaluation.trivial import TRIVIAL, TrueTokens
+from hf_i2i_unlearn.models.auto import DEMOS
+from hf_i2i_unlearn.originals.quality import against_trivial, load_original, original_table, verdict
+from hf_i2i_unlearn.reporting.model_card import update_card
+from hf_i2i_unlearn.reporting.plots import completion_grid
+from hf_i2i_unlearn.reporting.run_folder import claim_folder, kept
 
 DEMO = Path(__file__).parent / "configs" / "evaluate_original_mnist_mae.yaml"
 SECTION = "Against trivial completions"

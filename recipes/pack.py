@@ -13,7 +13,10 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageOps
 
-from hf_i2i_unlearn import InputError, SourceArguments, by_classes, load_source, parse, refuse_full_folder, run, select
+from hf_i2i_unlearn import InputError, by_classes, load_source, select
+from hf_i2i_unlearn.commands.cli import parse, run
+from hf_i2i_unlearn.data.options import SourceArguments
+from hf_i2i_unlearn.reporting.run_folder import refuse_full_folder
 
 ENCODERS = {"png": {"format": "PNG"}, "jpeg": {"format": "JPEG", "quality": 90}, "webp": {"format": "WEBP", "quality": 80}}
 

@@ -18,41 +18,39 @@ from transformers import ViTMAEConfig, set_seed
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
-    AUGMENTATIONS,
     I2IMAE,
     Evaluator,
     I2IMage,
     I2IUNet,
     ImageReader,
     InputError,
-    JsonDict,
-    MAEAdversarialTraining,
     MageConfig,
-    MageDecoderTraining,
     MageModel,
-    MageTokenizerTraining,
-    MageTransformerTraining,
     PretrainingConfig,
     PretrainingTrainer,
-    SingleImages,
-    SingleImageStream,
-    SourceArguments,
     by_classes,
-    first_rows,
-    informed_start,
     load_source,
-    loss_curve,
-    palette_config,
-    parse,
-    parse_corruption,
-    pixel_batches,
-    refuse_full_folder,
-    run,
     select,
     undecoded,
-    with_encoder_attention,
-    write_run,
 )
+from hf_i2i_unlearn.commands.cli import JsonDict, parse, run
+from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
+from hf_i2i_unlearn.data.options import SourceArguments
+from hf_i2i_unlearn.data.pairs import SingleImages
+from hf_i2i_unlearn.data.reading import pixel_batches
+from hf_i2i_unlearn.data.sources import first_rows
+from hf_i2i_unlearn.data.streams import SingleImageStream
+from hf_i2i_unlearn.models.diffusion.layout import palette_config, with_encoder_attention
+from hf_i2i_unlearn.models.mae.pretraining import MAEAdversarialTraining
+from hf_i2i_unlearn.models.mage.pretraining import (
+    MageDecoderTraining,
+    MageTokenizerTraining,
+    MageTransformerTraining,
+    informed_start,
+)
+from hf_i2i_unlearn.reporting.plots import loss_curve
+from hf_i2i_unlearn.reporting.run_folder import refuse_full_folder, write_run
 
 
 @dataclass

@@ -6,7 +6,8 @@ It reads what is in the folder (run.yaml, figures.json, the card and its tables,
 anew; --evaluation shows the tables of recipes/evaluate.py from their own folder. recipes/audit.py writes this page too.
 """
 
-from hf_i2i_unlearn import ReportArguments, parse, run, write_report
+from hf_i2i_unlearn.commands.cli import parse, run
+from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
 
 
 def main():

@@ -26,32 +26,19 @@ import yaml
 from tables_options import FREE, METRICS, Arguments
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    AUGMENTATIONS,
-    DEMOS,
-    FAILED,
-    METHODS,
-    CenterRatio,
-    Comparison,
-    Evaluator,
-    InputError,
-    Setting,
-    SplitArguments,
-    UnlearningConfig,
-    claim_folder,
-    command_line,
-    describe_scores,
-    frontier,
-    load_features,
-    load_original,
-    load_processor,
-    metric_curves,
-    parse,
-    parse_corruption,
-    run,
-    tables,
-    write_json,
-)
+from hf_i2i_unlearn import METHODS, CenterRatio, Evaluator, InputError, UnlearningConfig, load_processor
+from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.evaluation.feature_loaders import load_features
+from hf_i2i_unlearn.evaluation.tables import describe_scores
+from hf_i2i_unlearn.experiments import tables
+from hf_i2i_unlearn.experiments.comparison import FAILED, Comparison, Setting
+from hf_i2i_unlearn.models.auto import DEMOS
+from hf_i2i_unlearn.originals.quality import load_original
+from hf_i2i_unlearn.reporting.plots import frontier, metric_curves
+from hf_i2i_unlearn.reporting.run_folder import claim_folder, write_json
 
 DEMO = Path(__file__).parent / "configs" / "tables_mnist_mae.yaml"
 

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from hf_i2i_unlearn import AUGMENTATIONS, CORRUPTION_HELP, FEATURES_HELP, METHODS, NOISE_HELP, JsonDict, SplitArguments
+from hf_i2i_unlearn import METHODS
+from hf_i2i_unlearn.commands.cli import JsonDict
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, NOISE_HELP
+from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP
 
 METRICS = {"mse": "hole MSE", "drift": "drift", "fid": "Frechet distance", "inception_score": "Inception score", "similarity": "similarity",
            "accuracy": "accuracy"}  # fmt: skip

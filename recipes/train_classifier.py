@@ -20,23 +20,11 @@ from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn import (
-    ClassifierTrainer,
-    ImageReader,
-    JsonDict,
-    LabelledPictures,
-    PretrainingConfig,
-    SourceArguments,
-    ViewCollator,
-    by_classes,
-    command_line,
-    load_source,
-    parse,
-    refuse_full_folder,
-    run,
-    select,
-    write_run,
-)
+from hf_i2i_unlearn import ImageReader, PretrainingConfig, by_classes, load_source, select
+from hf_i2i_unlearn.commands.cli import JsonDict, command_line, parse, run
+from hf_i2i_unlearn.data.options import SourceArguments
+from hf_i2i_unlearn.originals.classifier import ClassifierTrainer, LabelledPictures, ViewCollator
+from hf_i2i_unlearn.reporting.run_folder import refuse_full_folder, write_run
 
 CARD = """---
 {data}

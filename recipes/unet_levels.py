@@ -14,25 +14,14 @@ from pathlib import Path
 
 import torch
 
-from hf_i2i_unlearn import (
-    CORRUPTION_HELP,
-    DEMOS,
-    FEATURES_HELP,
-    Evaluator,
-    I2IUNet,
-    ImageReader,
-    InputError,
-    SourceArguments,
-    first_rows,
-    load_features,
-    load_processor,
-    load_source,
-    original_table,
-    parse,
-    parse_corruption,
-    run,
-    undecoded,
-)
+from hf_i2i_unlearn import Evaluator, I2IUNet, ImageReader, InputError, load_processor, load_source, undecoded
+from hf_i2i_unlearn.commands.cli import parse, run
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, parse_corruption
+from hf_i2i_unlearn.data.options import SourceArguments
+from hf_i2i_unlearn.data.sources import first_rows
+from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP, load_features
+from hf_i2i_unlearn.models.auto import DEMOS
+from hf_i2i_unlearn.originals.quality import original_table
 
 DEMO = Path(__file__).parent / "configs" / "unet_levels_mnist.yaml"
 

@@ -15,18 +15,11 @@ from pathlib import Path
 from diffusers import DDIMScheduler, DDPMScheduler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    DEMOS,
-    I2IUNet,
-    InputError,
-    RunArguments,
-    UnlearningConfig,
-    load_processor,
-    parse,
-    prepare_run,
-    run,
-    unlearn,
-)
+from hf_i2i_unlearn import I2IUNet, InputError, UnlearningConfig, load_processor
+from hf_i2i_unlearn.commands.cli import parse, run
+from hf_i2i_unlearn.commands.options import RunArguments
+from hf_i2i_unlearn.commands.unlearn import prepare_run, unlearn
+from hf_i2i_unlearn.models.auto import DEMOS
 
 DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_diffusion.yaml"
 SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}

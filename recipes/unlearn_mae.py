@@ -7,17 +7,11 @@ The output folder holds the checkpoint, its card, a before/after picture, the fi
 
 from pathlib import Path
 
-from hf_i2i_unlearn import (
-    DEMOS,
-    I2IMAE,
-    RunArguments,
-    UnlearningConfig,
-    load_processor,
-    parse,
-    prepare_run,
-    run,
-    unlearn,
-)
+from hf_i2i_unlearn import I2IMAE, UnlearningConfig, load_processor
+from hf_i2i_unlearn.commands.cli import parse, run
+from hf_i2i_unlearn.commands.options import RunArguments
+from hf_i2i_unlearn.commands.unlearn import prepare_run, unlearn
+from hf_i2i_unlearn.models.auto import DEMOS
 
 DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mae.yaml"
 

@@ -10,7 +10,7 @@ from diffusers import (
 from test_conversion_palette import randomised
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hf_i2i_unlearn import I2ILatentUNet
+from hf_i2i_unlearn.models.diffusion.latent import I2ILatentUNet
 
 WORDS = ["<|startoftext|>", "<|endoftext|>", *"abcdefgh", *(f"{c}</w>" for c in "abcdefgh")]
 

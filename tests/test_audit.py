@@ -17,19 +17,7 @@ from test_mage import make_mage
 from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    AuditArguments,
-    CenterCrop,
-    Evaluator,
-    I2IMage,
-    ImageReader,
-    InputError,
-    RandomMask,
-    add_patch,
-    audit_section,
-    run_audit,
-    undecoded,
-)
+from hf_i2i_unlearn import CenterCrop, Evaluator, I2IMage, ImageReader, InputError, RandomMask, add_patch, undecoded
 from hf_i2i_unlearn.audit import run as audit_run
 from hf_i2i_unlearn.audit import sets as audit_sets
 from hf_i2i_unlearn.audit.attacks import (
@@ -45,18 +33,11 @@ from hf_i2i_unlearn.audit.attacks import (
     sketch,
     visible_pixels,
 )
-from hf_i2i_unlearn.audit.options import read_run, split_arguments
+from hf_i2i_unlearn.audit.card import audit_section
+from hf_i2i_unlearn.audit.options import AuditArguments, read_run, split_arguments
+from hf_i2i_unlearn.audit.run import run_audit
 from hf_i2i_unlearn.audit.statistics import auc, ratio, share
-from hf_i2i_unlearn.audit.verdicts import (
-    FOUND,
-    HOLDS,
-    NONE,
-    PARTLY,
-    SKIPPED,
-    UNCLEAR,
-    overall,
-    verdicts,
-)
+from hf_i2i_unlearn.audit.verdicts import FOUND, HOLDS, NONE, PARTLY, SKIPPED, UNCLEAR, overall, verdicts
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(16)))

@@ -5,16 +5,10 @@ import pytest
 import torch
 import yaml
 
-from hf_i2i_unlearn import (
-    InputError,
-    SplitArguments,
-    UnlearningConfig,
-    command_line,
-    parse,
-    refuse_full_folder,
-    run,
-    write_run,
-)
+from hf_i2i_unlearn import InputError, UnlearningConfig
+from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.reporting.run_folder import refuse_full_folder, write_run
 
 
 @dataclass

@@ -7,17 +7,9 @@ from conftest import make_dataset, make_mae
 from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weights
 from transformers import TrainerCallback
 
-from hf_i2i_unlearn import (
-    CenterCrop,
-    ForgetRetainPairs,
-    InputError,
-    LowRankNormal,
-    RandomMask,
-    UnlearningConfig,
-    UnlearningTrainer,
-    undecoded,
-)
-from hf_i2i_unlearn.control import RetainBound
+from hf_i2i_unlearn import CenterCrop, ForgetRetainPairs, InputError, RandomMask, UnlearningConfig, UnlearningTrainer, undecoded
+from hf_i2i_unlearn.methods.noise import LowRankNormal
+from hf_i2i_unlearn.training.control import RetainBound
 
 
 def test_multiplier_by_hand():

@@ -20,15 +20,15 @@ from torch.nn.functional import (
 )
 
 from hf_i2i_unlearn import InputError
-from hf_i2i_unlearn.conversion import (
+from hf_i2i_unlearn.commands.convert import main
+from hf_i2i_unlearn.models.diffusion.conversion import (
     BUFFERS,
     load_tensors,
-    main,
     palette_scheduler,
     palette_to_unet,
     unet_to_palette,
 )
-from hf_i2i_unlearn.models.unet import palette_config
+from hf_i2i_unlearn.models.diffusion.layout import palette_config
 
 FOLDER = Path(__file__).parents[2] / "shared" / "fixtures"
 SMALL = {"image_size": 16, "inner": 8, "multipliers": (1, 2, 2), "layers": 2, "head_channels": 4, "norm_groups": 4}

@@ -1,16 +1,8 @@
 import pytest
 import torch
 
-from hf_i2i_unlearn import (
-    CenterCrop,
-    Extend,
-    InputError,
-    Outpaint,
-    RandomBlock,
-    RandomMask,
-    Turns,
-    parse_corruption,
-)
+from hf_i2i_unlearn import CenterCrop, Extend, InputError, Outpaint, RandomBlock, RandomMask, Turns
+from hf_i2i_unlearn.commands.words import parse_corruption
 
 GRIDS = [(4, 4), (14, 14), (7, 7), (5, 8)]
 

@@ -4,15 +4,10 @@ import pytest
 import torch
 from conftest import make_dataset, png
 
-from hf_i2i_unlearn import (
-    ForgetRetainPairs,
-    ForgetRetainStream,
-    ImageReader,
-    InputError,
-    PairCollator,
-    undecoded,
-)
-from hf_i2i_unlearn.data import AUGMENTATIONS, Cycle, EpochSampler, seeds_for
+from hf_i2i_unlearn import ForgetRetainPairs, ForgetRetainStream, ImageReader, InputError, undecoded
+from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
+from hf_i2i_unlearn.data.pairs import Cycle, EpochSampler, seeds_for
+from hf_i2i_unlearn.data.reading import PairCollator
 
 
 def rows(count, start=0):

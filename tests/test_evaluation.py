@@ -26,18 +26,15 @@ from hf_i2i_unlearn import (
     ImageReader,
     InputError,
     RandomMask,
-    completions,
-    embeddings,
-    feature_rows,
-    feature_table,
-    load_features,
     load_processor,
-    markdown_table,
-    parse_corruption,
     undecoded,
 )
-from hf_i2i_unlearn.data import seeds_for
-from hf_i2i_unlearn.evaluation import hole_mse
+from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.data.pairs import seeds_for
+from hf_i2i_unlearn.evaluation.completions import completions, embeddings
+from hf_i2i_unlearn.evaluation.evaluator import hole_mse
+from hf_i2i_unlearn.evaluation.feature_loaders import load_features
+from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(10)))

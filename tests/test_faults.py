@@ -19,24 +19,12 @@ from test_trainer import FORGET, RETAIN, assert_same, make_trainer, weights
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from hf_i2i_unlearn import (
-    ForgetRetainPairs,
-    ForgetRetainStream,
-    InputError,
-    RandomMask,
-    RunError,
-    SingleImageStream,
-    add_patch,
-    run,
-)
-from hf_i2i_unlearn import data as data_module
-from hf_i2i_unlearn.base_trainer import _StopAtBrokenLoss
-from hf_i2i_unlearn.checkpoints import (
-    ASIDE,
-    checkpoints,
-    is_whole,
-    last_whole_checkpoint,
-)
+from hf_i2i_unlearn import ForgetRetainPairs, ForgetRetainStream, InputError, RandomMask, RunError, add_patch
+from hf_i2i_unlearn.commands.cli import run
+from hf_i2i_unlearn.data import streams as data_module
+from hf_i2i_unlearn.data.streams import SingleImageStream
+from hf_i2i_unlearn.training.base_trainer import _StopAtBrokenLoss
+from hf_i2i_unlearn.training.checkpoints import ASIDE, checkpoints, is_whole, last_whole_checkpoint
 
 EVERY_2 = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 FILES = {

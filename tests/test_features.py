@@ -22,16 +22,11 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import FeatureNetwork, InputError, demo, hash_weights, load_features
-from hf_i2i_unlearn.classification import FlatMuon, ViewCollator, orthogonalised
-from hf_i2i_unlearn.features import (
-    crop_to_hole,
-    load_classifier,
-    load_clip,
-    load_inception,
-    load_places365,
-)
-from hf_i2i_unlearn.inception import InceptionV3
+from hf_i2i_unlearn import FeatureNetwork, InputError, demo
+from hf_i2i_unlearn.evaluation.feature_loaders import load_classifier, load_clip, load_features, load_inception, load_places365
+from hf_i2i_unlearn.evaluation.features import crop_to_hole, hash_weights
+from hf_i2i_unlearn.evaluation.inception import InceptionV3
+from hf_i2i_unlearn.originals.classifier import FlatMuon, ViewCollator, orthogonalised
 
 ROOT = Path(__file__).parents[1]
 IMAGES = torch.rand(4, 3, 20, 24, generator=torch.Generator().manual_seed(0))

@@ -12,14 +12,9 @@ import torch
 from conftest import CLASSES, make_dataset, png
 from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weights
 
-from hf_i2i_unlearn import (
-    ForgetRetainStream,
-    InputError,
-    RandomMask,
-    SplitArguments,
-    build_splits,
-    load_source,
-)
+from hf_i2i_unlearn import ForgetRetainStream, InputError, RandomMask, load_source
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.splits import build_splits
 
 ROOT = Path(__file__).parents[1]
 

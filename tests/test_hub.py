@@ -22,7 +22,8 @@ from test_mage import make_mage
 from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import InputError, PushError, hub, load_model
+from hf_i2i_unlearn import InputError, PushError, load_model
+from hf_i2i_unlearn.reporting import hub
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

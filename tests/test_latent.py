@@ -25,19 +25,11 @@ from latent_pipeline import (
     save_pipeline,
 )
 
-from hf_i2i_unlearn import (
-    DISTANCES,
-    METHODS,
-    BatchMatched,
-    CenterCrop,
-    I2ILatentUNet,
-    I2IUNet,
-    InputError,
-    RandomMask,
-    StandardNormal,
-)
-from hf_i2i_unlearn.models import folders
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, I2IUNet, InputError, RandomMask, StandardNormal
+from hf_i2i_unlearn.methods.noise import BatchMatched
+from hf_i2i_unlearn.models.diffusion import folders
+from hf_i2i_unlearn.models.diffusion.latent import I2ILatentUNet
+from hf_i2i_unlearn.training.objective import Objective
 
 MASK = CenterCrop(4)((8, 8), range(3))
 SEEDS = [11, 12, 13]

@@ -19,20 +19,12 @@ from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weig
 from test_unet import make_unet
 from torch import nn
 
-from hf_i2i_unlearn import (
-    CenterCrop,
-    InputError,
-    RandomMask,
-    RunArguments,
-    UnlearningConfig,
-    add_patch,
-    load_model,
-    load_patches,
-    merge,
-    prepare_run,
-)
-from hf_i2i_unlearn.loading import DEMOS, split_patch
-from hf_i2i_unlearn.lora import AdaptersOff, anchored, encoder_layers, original_of
+from hf_i2i_unlearn import CenterCrop, InputError, RandomMask, UnlearningConfig, add_patch, load_model, load_patches, merge
+from hf_i2i_unlearn.commands.options import RunArguments
+from hf_i2i_unlearn.commands.unlearn import prepare_run
+from hf_i2i_unlearn.models.auto import DEMOS, split_patch
+from hf_i2i_unlearn.models.lora_layers import anchored, encoder_layers
+from hf_i2i_unlearn.models.patches import AdaptersOff, original_of
 
 MAKE = {"mae": make_mae, "diffusion": make_unet, "mage": make_mage}
 GRIDS = {"mae": (4, 4), "diffusion": (16, 16), "mage": (4, 4)}
@@ -160,7 +152,7 @@ def test_targets_outside_the_encoder_are_refused(family, targets, message):
 
 def test_a_decoder_weight_that_could_train_is_refused(monkeypatch):
     """What no name could tell: the pattern hits a decoder layer."""
-    from hf_i2i_unlearn import lora
+    from hf_i2i_unlearn.models import patches as lora
 
     monkeypatch.setattr(lora, "anchored", lambda names, model: r".*\.mlp\.fc1")
     with pytest.raises(

@@ -21,7 +21,7 @@ from test_trainer import make_trainer
 from torch import nn
 
 from hf_i2i_unlearn import CenterCrop, add_patch, load_patches
-from hf_i2i_unlearn.lora import FusedLinear, LowRankLinear
+from hf_i2i_unlearn.models.fused_lora import FusedLinear, LowRankLinear
 
 
 def pefts_own(model):

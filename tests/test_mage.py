@@ -11,27 +11,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from hf_i2i_unlearn import InputError
-from hf_i2i_unlearn.conversion_mage import (
-    from_original,
-    infer_config,
-    main,
-    read_checkpoint,
-    to_original,
-)
-from hf_i2i_unlearn.models.mage_hf import (
-    MageConfig,
-    MageModel,
+from hf_i2i_unlearn.commands.convert_mage import main
+from hf_i2i_unlearn.models.mage.conversion import from_original, infer_config, read_checkpoint, to_original
+from hf_i2i_unlearn.models.mage.hf import modeling_mage
+from hf_i2i_unlearn.models.mage.hf.configuration_mage import MageConfig
+from hf_i2i_unlearn.models.mage.hf.decoding_mage import (
+    decoding_step,
     feathered_paste,
     fill_hole,
-    modeling_mage,
-)
-from hf_i2i_unlearn.models.mage_hf.decoding_mage import (
-    decoding_step,
     grow,
     masks_from_noise,
     sample_codes,
     truncated_normal,
 )
+from hf_i2i_unlearn.models.mage.hf.modeling_mage import MageModel
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 CLASS_ID, MASK_ID = 12 + 76, 12 + 1000

@@ -27,16 +27,17 @@ from hf_i2i_unlearn import (
     UnlearningConfig,
     UnlearningTrainer,
     demo,
-    family_options,
     load_model,
     load_processor,
-    pixel_batches,
     undecoded,
 )
-from hf_i2i_unlearn.evaluation import hole_mse
+from hf_i2i_unlearn.data.reading import pixel_batches
+from hf_i2i_unlearn.evaluation.evaluator import hole_mse
+from hf_i2i_unlearn.models.auto import family_options
 from hf_i2i_unlearn.models.base import FOR_SAMPLING, join, seeded
-from hf_i2i_unlearn.models.mage_hf import MageModel, fill_hole
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn.models.mage.hf.decoding_mage import fill_hole
+from hf_i2i_unlearn.models.mage.hf.modeling_mage import MageModel
+from hf_i2i_unlearn.training.objective import Objective
 
 ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())

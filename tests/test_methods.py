@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_i2i_unlearn import DISTANCES, METHODS, information_bound
+from hf_i2i_unlearn import DISTANCES, METHODS
+from hf_i2i_unlearn.methods.bounds import information_bound
 
 A = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
 B = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hf_i2i_unlearn
-from hf_i2i_unlearn.metrics import (
+from hf_i2i_unlearn.evaluation.statistics import (
     Accuracy,
     CosineSimilarity,
     GaussianStatistics,
@@ -169,7 +169,7 @@ def test_modules_of_evaluate(tmp_path, monkeypatch):
     """`evaluate.load` of a folder, offline, gives what the metrics themselves give."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path))
     evaluate = pytest.importorskip("evaluate")
-    folder = Path(hf_i2i_unlearn.__file__).parent / "evaluate_modules"
+    folder = Path(hf_i2i_unlearn.__file__).parent / "evaluation" / "evaluate_modules"
     x, y = features(30, 6, 10), features(30, 6, 11, 1.3)
     load = {"cache_dir": str(tmp_path / "cache"), "experiment_id": "test"}
     fid = evaluate.load(str(folder / "fid"), **load).compute(predictions=y.tolist(), references=x.tolist())

@@ -8,18 +8,12 @@ from conftest import make_dataset, make_mae
 from huggingface_hub import EvalResult, ModelCard
 from test_lora import outputs, randomise
 
-from hf_i2i_unlearn import (
-    InputError,
-    SplitArguments,
-    UnlearningConfig,
-    add_patch,
-    build_splits,
-    command_line,
-    load_model,
-    merge,
-    write_run,
-)
-from hf_i2i_unlearn.model_card import inherited_license, update_card, write_card
+from hf_i2i_unlearn import InputError, UnlearningConfig, add_patch, load_model, merge
+from hf_i2i_unlearn.commands.cli import command_line
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.splits import build_splits
+from hf_i2i_unlearn.reporting.model_card import inherited_license, update_card, write_card
+from hf_i2i_unlearn.reporting.run_folder import write_run
 
 CARD = """---
 license: mit

@@ -1,14 +1,9 @@
 import pytest
 import torch
 
-from hf_i2i_unlearn import (
-    BatchMatched,
-    InputError,
-    LowRankNormal,
-    MomentMatched,
-    StandardNormal,
-    make_noise,
-)
+from hf_i2i_unlearn import InputError, StandardNormal
+from hf_i2i_unlearn.commands.words import make_noise
+from hf_i2i_unlearn.methods.noise import BatchMatched, LowRankNormal, MomentMatched
 
 LOW, HIGH = torch.full((3,), -2.0), torch.full((3,), 2.0)
 

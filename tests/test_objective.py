@@ -4,17 +4,9 @@ import pytest
 import torch
 from conftest import make_mae
 
-from hf_i2i_unlearn import (
-    DISTANCES,
-    METHODS,
-    CenterCrop,
-    InputError,
-    RandomMask,
-    StandardNormal,
-    UnlearningConfig,
-)
-from hf_i2i_unlearn.models import TrainingLoss
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, InputError, RandomMask, StandardNormal, UnlearningConfig
+from hf_i2i_unlearn.models.base import TrainingLoss
+from hf_i2i_unlearn.training.objective import Objective
 
 STUDENT, TEACHER = make_mae(1), make_mae(2).frozen_copy()
 SEEDS = torch.arange(12).view(4, 3).numpy()

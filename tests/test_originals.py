@@ -13,23 +13,10 @@ from test_evaluation import make_network, write_network
 from test_mage import make_mage
 from test_unet import make_unet
 
-from hf_i2i_unlearn import (
-    Biharmonic,
-    CenterCrop,
-    Evaluator,
-    I2IMage,
-    ImageReader,
-    InputError,
-    MeanColour,
-    RandomMask,
-    TrueTokens,
-    against_trivial,
-    kept,
-    load_original,
-    original_table,
-    undecoded,
-    verdict,
-)
+from hf_i2i_unlearn import CenterCrop, Evaluator, I2IMage, ImageReader, InputError, RandomMask, undecoded
+from hf_i2i_unlearn.evaluation.trivial import Biharmonic, MeanColour, TrueTokens
+from hf_i2i_unlearn.originals.quality import against_trivial, load_original, original_table, verdict
+from hf_i2i_unlearn.reporting.run_folder import kept
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(10)))

@@ -6,15 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_i2i_unlearn import (
-    InputError,
-    completion_grid,
-    embedding_map,
-    frontier,
-    metric_curves,
-    plots,
-)
-from hf_i2i_unlearn.plots import SET_COLOURS
+from hf_i2i_unlearn import InputError
+from hf_i2i_unlearn.reporting import plots
+from hf_i2i_unlearn.reporting.plots import SET_COLOURS, completion_grid, embedding_map, frontier, metric_curves
 
 
 @pytest.fixture

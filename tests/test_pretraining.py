@@ -23,22 +23,26 @@ from hf_i2i_unlearn import (
     I2IMage,
     I2IUNet,
     InputError,
-    MAEAdversarialTraining,
-    MageDecoderTraining,
-    MageTokenizerTraining,
-    MageTransformerTraining,
     PretrainingConfig,
     PretrainingTrainer,
     RandomMask,
-    SingleImages,
-    SingleImageStream,
-    informed_start,
-    palette_config,
     undecoded,
 )
-from hf_i2i_unlearn.models.mage_hf import MageConfig, MageModel, fill_hole
-from hf_i2i_unlearn.models.mage_training import perplexity
-from hf_i2i_unlearn.pretraining import block_matrices
+from hf_i2i_unlearn.data.pairs import SingleImages
+from hf_i2i_unlearn.data.streams import SingleImageStream
+from hf_i2i_unlearn.models.diffusion.layout import palette_config
+from hf_i2i_unlearn.models.mae.pretraining import MAEAdversarialTraining
+from hf_i2i_unlearn.models.mage.hf.configuration_mage import MageConfig
+from hf_i2i_unlearn.models.mage.hf.decoding_mage import fill_hole
+from hf_i2i_unlearn.models.mage.hf.modeling_mage import MageModel
+from hf_i2i_unlearn.models.mage.pretraining import (
+    MageDecoderTraining,
+    MageTokenizerTraining,
+    MageTransformerTraining,
+    informed_start,
+    perplexity,
+)
+from hf_i2i_unlearn.originals.pretraining import block_matrices
 
 ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())

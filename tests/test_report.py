@@ -12,9 +12,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from hf_i2i_unlearn import InputError, ReportArguments, write_report
+from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.audit.verdicts import SUPPRESSED, overall, verdicts
-from hf_i2i_unlearn.report import LARGEST_PICTURE, data_uri, relearning_svg
+from hf_i2i_unlearn.reporting.curve import relearning_svg
+from hf_i2i_unlearn.reporting.report import LARGEST_PICTURE, ReportArguments, data_uri, write_report
 
 HOSTILE = "<script>alert('x')</script> & \"co\" {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -10,15 +10,7 @@ from test_unet import make_unet
 from torch._dynamo.utils import counters
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    I2IMAE,
-    CenterCrop,
-    ForgetRetainPairs,
-    UnlearningConfig,
-    UnlearningTrainer,
-    add_patch,
-    undecoded,
-)
+from hf_i2i_unlearn import I2IMAE, CenterCrop, ForgetRetainPairs, UnlearningConfig, UnlearningTrainer, add_patch, undecoded
 
 DATA = undecoded(make_dataset(24))
 FORGET, RETAIN = DATA.select(range(8)), DATA.select(range(8, 24))

@@ -4,18 +4,10 @@ import datasets
 import pytest
 from conftest import CLASSES, make_dataset
 
-from hf_i2i_unlearn import (
-    InputError,
-    SplitArguments,
-    build_splits,
-    by_classes,
-    by_list,
-    by_rows,
-    by_values,
-    first_rows,
-    load_source,
-    select,
-)
+from hf_i2i_unlearn import InputError, by_classes, by_list, by_rows, by_values, load_source, select
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.data.sources import first_rows
+from hf_i2i_unlearn.data.splits import build_splits
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tiny-imagenet-100"
 

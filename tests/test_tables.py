@@ -16,21 +16,19 @@ from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
-    AUGMENTATIONS,
-    FAILED,
     CenterCrop,
-    Comparison,
     Evaluator,
     ImageReader,
     InputError,
-    Setting,
-    SplitArguments,
     UnlearningConfig,
     load_model,
     load_processor,
-    tables,
     undecoded,
 )
+from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
+from hf_i2i_unlearn.data.options import SplitArguments
+from hf_i2i_unlearn.experiments import tables
+from hf_i2i_unlearn.experiments.comparison import FAILED, Comparison, Setting
 
 ROOT = Path(__file__).parents[1]
 T = "center:2"

@@ -10,7 +10,6 @@ from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
-    BatchMatched,
     CenterCrop,
     ForgetRetainPairs,
     ForgetRetainStream,
@@ -22,13 +21,14 @@ from hf_i2i_unlearn import (
     UnlearningConfig,
     UnlearningTrainer,
     add_patch,
-    targets,
     undecoded,
 )
-from hf_i2i_unlearn.data import seeds_for
+from hf_i2i_unlearn.data.pairs import seeds_for
 from hf_i2i_unlearn.errors import RunError
-from hf_i2i_unlearn.lora import original_of
-from hf_i2i_unlearn.targets import TargetStore
+from hf_i2i_unlearn.methods.noise import BatchMatched
+from hf_i2i_unlearn.models.patches import original_of
+from hf_i2i_unlearn.training import targets
+from hf_i2i_unlearn.training.targets import TargetStore
 
 DATA = undecoded(make_dataset(24))
 FORGET, RETAIN = DATA.select(range(8)), DATA.select(range(8, 24))

@@ -16,14 +16,14 @@ from hf_i2i_unlearn import (
     ForgetRetainStream,
     ImageReader,
     InputError,
-    PairCollator,
     RandomMask,
     Turns,
     UnlearningConfig,
     UnlearningTrainer,
     undecoded,
 )
-from hf_i2i_unlearn.checkpoints import last_whole_checkpoint
+from hf_i2i_unlearn.data.reading import PairCollator
+from hf_i2i_unlearn.training.checkpoints import last_whole_checkpoint
 
 DATASET = undecoded(make_dataset(24))
 FORGET, RETAIN = DATASET.select(range(8)), DATASET.select(range(8, 24))

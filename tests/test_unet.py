@@ -18,11 +18,12 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from test_conversion_palette import original, randomised, weights  # noqa: F401
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
-from hf_i2i_unlearn.conversion import palette_scheduler, palette_to_unet
-from hf_i2i_unlearn.models import folders
-from hf_i2i_unlearn.models.diffusion import I2IUNet
-from hf_i2i_unlearn.models.folders import load_scheduler
-from hf_i2i_unlearn.models.unet import I2IPaletteUNet, PaletteDraw, palette_config, with_encoder_attention
+from hf_i2i_unlearn.models.diffusion import folders
+from hf_i2i_unlearn.models.diffusion.conversion import palette_scheduler, palette_to_unet
+from hf_i2i_unlearn.models.diffusion.folders import load_scheduler
+from hf_i2i_unlearn.models.diffusion.layout import palette_config, with_encoder_attention
+from hf_i2i_unlearn.models.diffusion.modeling import I2IUNet
+from hf_i2i_unlearn.models.diffusion.pixels import I2IPaletteUNet, PaletteDraw
 
 SMALL = {"image_size": 16, "inner": 8, "multipliers": (1, 2), "layers": 1, "attention": (1,), "head_channels": 4}
 MASK = CenterCrop(8)((16, 16), range(3))

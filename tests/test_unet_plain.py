@@ -16,7 +16,8 @@ from diffusers import (
 from test_conversion_palette import randomised
 from test_unet import make_unet
 
-from hf_i2i_unlearn import CenterCrop, I2IPlainUNet, I2IUNet, InputError, RandomMask
+from hf_i2i_unlearn import CenterCrop, I2IUNet, InputError, RandomMask
+from hf_i2i_unlearn.models.diffusion.pixels import I2IPlainUNet
 
 MASK = CenterCrop(8)((16, 16), range(3))
 SEEDS = [11, 12, 13]

@@ -28,12 +28,11 @@ from hf_i2i_unlearn import (
     StandardNormal,
     UnlearningConfig,
     UnlearningTrainer,
-    parse_corruption,
     undecoded,
 )
-from hf_i2i_unlearn.models import TrainingLoss
-from hf_i2i_unlearn.models.base import join
-from hf_i2i_unlearn.objective import Objective
+from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.models.base import TrainingLoss, join
+from hf_i2i_unlearn.training.objective import Objective
 
 ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())

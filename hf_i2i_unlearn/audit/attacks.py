@@ -9,10 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..corruptions import Corruption
-from ..data import ImageCollator, ImageReader, seeds_for
+from ..data.pairs import seeds_for
+from ..data.reading import ImageCollator, ImageReader
 from ..errors import InputError
-from ..evaluation import hole_mse
+from ..evaluation.evaluator import hole_mse
+from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
 from .statistics import share
 

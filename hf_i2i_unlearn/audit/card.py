@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..model_card import update_card
+from ..reporting.model_card import update_card
 
 
 def audit_section(folder, audit: dict) -> None:

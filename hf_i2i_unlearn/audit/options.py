@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from ..corruptions import CORRUPTION_HELP
+from ..commands.words import CORRUPTION_HELP
+from ..data.options import SplitArguments
 from ..errors import InputError
-from ..splits import SplitArguments
 
 PARTS = ("relearning", "membership", "probe", "leakage")
 # Options of the audit that, where given, take the place of the run's.

@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
-from ..corruptions import Corruption, parse_corruption
-from ..data import ImageReader, load_processor
+from ..commands.words import parse_corruption
+from ..data.options import SplitArguments
+from ..data.reading import ImageReader, load_processor
+from ..data.requests import by_classes, select
 from ..errors import InputError
-from ..features import hash_weights
-from ..loading import DEMOS, family_options, load_model
-from ..lora import merge
+from ..evaluation.features import hash_weights
+from ..methods.corruptions import Corruption
+from ..models.auto import DEMOS, family_options, load_model
 from ..models.base import I2IModel
-from ..selection import by_classes, select
-from ..splits import SplitArguments
+from ..models.patches import merge
 from .attacks import (
     Setting,
     best_relearning,

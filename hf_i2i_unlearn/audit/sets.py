@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields, replace
 import datasets
 import numpy as np
 
-from ..data import ImageReader, undecoded_column
-from ..selection import FILE_NAME, ROW_NUMBER, by_classes, by_values, first_rows, load_source, select
-from ..splits import SplitArguments, build_splits, forget_selection
+from ..data.options import SplitArguments
+from ..data.reading import ImageReader
+from ..data.requests import FILE_NAME, ROW_NUMBER, by_classes, by_values, select
+from ..data.sources import first_rows, load_source, undecoded_column
+from ..data.splits import build_splits, forget_selection
 from .options import AuditArguments
 
 

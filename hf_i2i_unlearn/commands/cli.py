@@ -1,0 +1,112 @@
+"""Command lines of the recipes: dataclasses as options, a YAML file as their defaults, a help that can be read."""
+
+import argparse
+import difflib
+import errno
+import json
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import InputError, RunError
+from ..reporting.hub import PushError
+
+# Of the 120 options of TrainingArguments, those that a first reader may want. --help_all shows the rest.
+COMMON = {
+    "output_dir", "alpha", "distance", "learning_rate", "muon_learning_rate", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "eval_steps", "save_steps", "bf16", "use_cpu",
+    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
+    "hub_private_repo", "hub_revision", "hub_token",
+}  # fmt: skip
+
+
+class JsonDict(dict):
+    """A dict option: JSON on the command line, a mapping in YAML."""
+
+    def __init__(self, value=()):
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
+
+
+def parse(dataclasses, description: str, argv=None, demo: str | None = None):
+    """Instances of the dataclasses from the command line.
+
+    A command line with neither `--model` nor `--config` runs the embedded demo: it reads the configuration `demo`.
+
+    `--config file.yaml` sets defaults, which other options override. `--help` shows our own options and the common ones
+    of the Trainer, `--help_all` every one.
+
+    Raises:
+        InputError: the YAML file is missing, or names an unknown option.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = HfArgumentParser(
+        dataclasses, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", help="YAML file of options; the command line overrides it.")
+    parser.add_argument("--help_all", action="store_true", help="Show every option of transformers.TrainingArguments too.")
+    if "--help_all" in argv:
+        argv = ["--help"]
+    else:
+        trainer_options = {option.name for option in fields(TrainingArguments)}
+        for action in parser._actions:
+            if action.dest in trainer_options - COMMON:
+                action.help = argparse.SUPPRESS
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config")
+    config.add_argument("--model")
+    given, _ = config.parse_known_args(argv)
+    file = given.config or (demo if given.model is None else None)
+    if file:
+        parser.set_defaults(**_read_yaml(file, {action.dest for action in parser._actions}))
+    parsed = parser.parse_args_into_dataclasses(args=argv)
+    return parsed[: len(dataclasses)]
+
+
+def _read_yaml(file, known):
+    try:
+        options = yaml.safe_load(Path(file).read_text()) or {}
+    except OSError as error:
+        raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"'{file}' is not valid YAML: {error}.") from None
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise InputError(f"'{file}' sets the unknown option '{name}'{f'; did you mean {near[0]}?' if near else '.'}")
+    return options
+
+
+def run(main) -> None:
+    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
+    try:
+        main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Left to the end of the interpreter, gloo's threads now and then abort a process whose work is done.
+            torch.distributed.destroy_process_group()
+    except (InputError, PushError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: Cannot write '{error.filename}': {error.strerror}. Make room there, and start again.", file=sys.stderr)
+        sys.exit(1)
+
+
+def command_line(recipe: str, leave_out=()) -> str:
+    """The command that is running, for a card; the values of tokens, and of the options in `leave_out`, are replaced by dots."""
+    words, hidden = [], False
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            option, given, _ = word.partition("=")
+            name = option[2:].replace("-", "_")
+            hidden = name.endswith("token") or name in leave_out
+            words += [f"{option}=..." if given else option, *([] if given else ["..."])] if hidden else [word]
+        elif not hidden:
+            words.append(word)
+    return shlex.join(["accelerate", "launch", recipe, *words])

@@ -1,0 +1,68 @@
+"""The options of an unlearning run, those of the Trainer aside."""
+
+from dataclasses import dataclass, field
+
+from ..data.augmentation import AUGMENTATIONS
+from ..data.options import SplitArguments
+from ..errors import InputError
+from .words import CORRUPTION_HELP, NOISE_HELP
+
+
+@dataclass
+class RunArguments(SplitArguments):
+    """What to unlearn."""
+
+    model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo."})
+    corruption: str = field(
+        default="center:8",
+        metadata={
+            "help": f"T(x) in training: {CORRUPTION_HELP}. Several, parted by commas, take turns, a step each; what is forgotten "
+            "under one alone may still be completed under others."
+        },
+    )
+    eval_corruption: str | None = field(
+        default=None, metadata={"help": "T(x) in evaluation; as in training, the first of several, if not given."}
+    )
+    noise: str = field(default="normal", metadata={"help": f"The noise n. {NOISE_HELP}."})
+    noise_rank: int = field(default=64, metadata={"help": "Directions of --noise low_rank."})
+    augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training."})
+    on_corrupt: str = field(
+        default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
+    )
+    pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})
+
+    # A patch instead of a checkpoint
+    lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train LoRA adapters on the encoder instead of its weights; the result is a patch of the original, to be "
+            "loaded by peft. The default alpha suits the learning rate of a full run."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float = field(default=32, metadata={"help": "Scale of the adapters is lora_alpha / lora_rank."})
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the encoder to adapt, by the ends of their names, such as q_proj v_proj (too few to forget well); "
+            "all linear layers if not given, of U-Nets the convolutions too."
+        },
+    )
+    patches: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Patches (folders or Hub ids) that lie below: the run starts from the original with them on, and leaves "
+            "them as they are. A patch given as --model brings its original and those below it."
+        },
+    )
+    merge: bool = field(
+        default=False, metadata={"help": "With --lora: write a full checkpoint with all patches merged in, not a patch."}
+    )
+
+    def __post_init__(self):
+        if self.pictures < 0:
+            raise InputError(f"--pictures is how many to show, 0 or more; got {self.pictures}.")
+        if self.merge and not self.lora:
+            raise InputError(
+                "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."
+            )

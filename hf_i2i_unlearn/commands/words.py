@@ -1,0 +1,76 @@
+"""The words of the command line, turned into objects: here and nowhere else."""
+
+
+import torch
+
+from ..errors import InputError
+from ..methods.corruptions import CenterCrop, CenterRatio, Corruption, Extend, Outpaint, RandomBlock, RandomMask, Turns
+from ..methods.noise import Batches, BatchMatched, Constant, LowRankNormal, MomentMatched, Noise, StandardNormal, Uniform
+
+_WORDS = {
+    "center": (int, CenterCrop),
+    "outpaint": (int, Outpaint),
+    "left": (int, lambda size: Extend("left", size)),
+    "right": (int, lambda size: Extend("right", size)),
+    "up": (int, lambda size: Extend("up", size)),
+    "down": (int, lambda size: Extend("down", size)),
+    "random": (float, RandomMask),
+    "block": (int, RandomBlock),
+    "ratio": (float, CenterRatio),
+}
+
+
+CORRUPTION_HELP = (
+    "center:K hides the central KxK patches, random:R a random share R of them, outpaint:K all but the central KxK, "
+    "left:K / right:K / up:K / down:K the K outermost columns or rows, block:K a KxK block at a random place, "
+    "ratio:R a central block of about a share R of them"
+)
+
+
+def parse_corruption(text: str, several: bool = False) -> Corruption:
+    """'center:8' -> CenterCrop(8); the words are those of `CORRUPTION_HELP`.
+
+    With `several`, 'center:8,left:4' -> Turns((CenterCrop(8), Extend("left", 4))).
+
+    Raises:
+        InputError: an unknown word or a number that is not one; several where one is wanted.
+    """
+    if several and "," in text:
+        return Turns(tuple(parse_corruption(word.strip()) for word in text.split(",")))
+    word, _, number = text.partition(":")
+    try:
+        convert, build = _WORDS[word]
+        value = convert(number)
+    except (KeyError, ValueError):
+        raise InputError(f"'{text}' is not a corruption: {CORRUPTION_HELP}.") from None
+    return build(value)
+
+
+NOISE_HELP = (
+    "normal: N(0, I), the paper's; moments: mean and deviation of each channel of the forget set; low_rank: its covariance up to "
+    "--noise_rank directions; batch: matched to each batch and clamped, as the reference code does; uniform: on [-1, 1]; "
+    "constant: 0"
+)
+
+
+def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tensor, rank: int = 64, seed: int = 0) -> Noise:
+    """The noise that a word of `NOISE_HELP` names, fitted where it has to be.
+
+    Args:
+        batches: passes over the forget set's pixel values; only `moments` and `low_rank` look at it.
+        low, high: (C,) normalised values of black and white.
+
+    Raises:
+        InputError: an unknown word.
+    """
+    makers = {
+        "normal": StandardNormal,
+        "moments": lambda: MomentMatched.fit(batches),
+        "low_rank": lambda: LowRankNormal.fit(batches, rank, seed),
+        "batch": lambda: BatchMatched(low, high),
+        "uniform": Uniform,
+        "constant": Constant,
+    }
+    if word not in makers:
+        raise InputError(f"'{word}' is no noise; choose {NOISE_HELP}.")
+    return makers[word]()

@@ -1,0 +1,158 @@
+"""From the bytes of a file to a tensor: the one decoder, and the collators of training and evaluation.
+
+Rows travel undecoded. Only a collator decodes, so nothing that is filtered out, or belongs to another process, costs a JPEG.
+"""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a broken file
+
+
+class ImageReader:
+    """Turns undecoded rows into the model's pixel values.
+
+    Args:
+        processor: the model's image processor (resize, rescale, normalise).
+        channels: 1 reads pictures as grey, 3 as RGB.
+        augment: called as augment(picture, rng) on each PIL picture, or None. `flip_and_crop` is the reference's.
+        on_corrupt: what an unreadable picture does: "refuse" raises, "skip" leaves it out and counts it in `skipped`.
+    """
+
+    def __init__(self, processor, channels: int, augment=None, on_corrupt: str = "refuse"):
+        if on_corrupt not in ("refuse", "skip"):
+            raise InputError(f"on_corrupt is 'refuse' or 'skip', got '{on_corrupt}'.")
+        if channels not in (1, 3):
+            raise InputError(f"Pictures of 1 or 3 channels can be read, the model takes {channels}.")
+        normalises = getattr(processor, "do_normalize", False)
+        mean = (normalises and getattr(processor, "image_mean", None)) or [0.0]
+        if len(mean) not in (1, channels):
+            raise InputError(
+                f"The image processor normalises {len(mean)} channels, the model takes {channels}; use the processor "
+                "saved with the model."
+            )
+        self.processor, self.augment, self.on_corrupt = processor, augment, on_corrupt
+        self.decoder = datasets.Image(mode={1: "L", 3: "RGB"}[channels])
+
+    def decode(self, row: dict, seed: int = 0) -> Image.Image | None:
+        """The picture of a row, or None if it is unreadable and those are skipped."""
+        try:
+            picture = self.decoder.decode_example(row["image"])
+        except UNREADABLE as error:
+            name = row["image"].get("path") or "an image without a name"
+            if self.on_corrupt == "refuse":
+                raise InputError(
+                    f"Cannot read {name}: {type(error).__name__}: {error}. Repair or remove it, or skip such pictures "
+                    "with on_corrupt='skip'."
+                ) from error
+            logger.warning("Skipped unreadable picture %s (%s).", name, type(error).__name__)
+            return None
+        return self.augment(picture, random.Random(seed)) if self.augment else picture
+
+    def pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
+        """(B, C, H, W) float32 in the normalised space."""
+        return self.processor(pictures, return_tensors="pt")["pixel_values"]
+
+    def black_and_white(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised values of pixels 0 and 1, each (C,), or (1,) without normalisation."""
+        if not getattr(self.processor, "do_normalize", False):
+            return torch.tensor([0.0]), torch.tensor([1.0])
+        mean, std = torch.tensor(self.processor.image_mean), torch.tensor(self.processor.image_std)
+        return -mean / std, (1 - mean) / std
+
+    def unit(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised pixel values (B, C, H, W) -> pixels clipped to [0, 1], what a person sees."""
+        if not getattr(self.processor, "do_normalize", False):
+            return pixel_values.clamp(0, 1)
+        mean, std = (
+            torch.tensor(v, device=pixel_values.device).view(-1, 1, 1)
+            for v in (self.processor.image_mean, self.processor.image_std)
+        )
+        return (pixel_values * std + mean).clamp(0, 1)
+
+
+def load_processor(path: str):
+    """The image processor saved with a checkpoint (folder or Hub id), in its PIL version, which needs no torchvision.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(path, backend="pil")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{path}' has no image processor (preprocessor_config.json); save the one the model was trained with beside it: "
+            "ViTImageProcessor(size=..., image_mean=..., image_std=...), or do_normalize=False, and .save_pretrained(folder)."
+        ) from error
+
+
+class PairCollator:
+    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": int array (B, 3), "skipped": int}.
+
+    A pair of which one picture is unreadable is dropped whole, so the halves stay balanced; `skipped` counts them.
+    The seeds of a pair are those of T for the retain picture, T for the forget picture, and n. They are no tensors, so
+    that they stay on the CPU, where they are needed.
+
+    With `targets` (row numbers of the retain set -> representations) a batch also has "retain_target": (B, ...).
+    """
+
+    def __init__(self, reader: ImageReader, targets=None):
+        self.reader, self.targets = reader, targets
+
+    def __call__(self, pairs: list[dict | None]) -> dict:
+        if None in pairs:
+            return {}  # of a stream that is being resumed: nobody looks at it
+        kept = []
+        for pair in pairs:
+            pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
+            if None not in pictures:
+                kept.append((*pictures, pair["seeds"], pair.get("retain_row")))
+        if not kept:
+            raise InputError(f"All {len(pairs)} pairs of a batch hold an unreadable picture; there is nothing to train on.")
+        retain, forget, seeds, rows = zip(*kept)
+        pixels = self.reader.pixels([*retain, *forget])  # (2B, C, H, W)
+        batch = {
+            "retain": pixels[: len(kept)],
+            "forget": pixels[len(kept) :],
+            "seeds": np.array(seeds),
+            "skipped": len(pairs) - len(kept),
+        }
+        return batch if self.targets is None else batch | {"retain_target": self.targets[rows]}
+
+
+class ImageCollator:
+    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": int array (B, 3)}; unreadable ones are left out."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader = reader
+
+    def __call__(self, rows: list[dict | None]) -> dict:
+        if None in rows:
+            return {}
+        kept = [(p, row["seeds"]) for row in rows if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
+        if not kept:
+            raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
+        pictures, seeds = zip(*kept)
+        return {"pixel_values": self.reader.pixels(list(pictures)), "seeds": np.array(seeds)}
+
+
+def pixel_batches(dataset, reader: ImageReader, size: int = 64) -> Iterator[torch.Tensor]:
+    """One pass over a dataset or stream of undecoded rows as (B, C, H, W) pixel values, without augmentation of any kind."""
+    rows = iter(dataset)
+    while chunk := list(itertools.islice(rows, size)):
+        pictures = [picture for row in chunk if (picture := reader.decode(row)) is not None]
+        if pictures:
+            yield reader.pixels(pictures)

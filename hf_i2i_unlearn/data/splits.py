@@ -1,0 +1,237 @@
+"""From a `datasets` source and a takedown request to the four sets of a run: forget and retain, to train and to evaluate."""
+
+import hashlib
+from dataclasses import dataclass
+
+import datasets
+
+from ..errors import InputError
+from .options import SplitArguments
+from .pairs import ForgetRetainPairs
+from .requests import FILE_NAME, ROW_NUMBER, Selection, by_classes, by_list, by_rows, by_values, per_class, select
+from .sources import first_rows, load_source, undecoded, undecoded_column
+from .streams import ForgetRetainStream
+
+
+@dataclass
+class Splits:
+    """The four sets of a run, undecoded, and their description for the card.
+
+    `forget`, `retain` are map-style datasets or streams; `eval_forget`, `eval_retain` are lists of rows.
+    """
+
+    forget: object
+    retain: object
+    eval_forget: list
+    eval_retain: list
+    description: dict[str, str]
+
+
+def make_pairs(args: SplitArguments, splits: Splits, seed: int) -> ForgetRetainPairs | ForgetRetainStream:
+    """The training pairs of the splits that `build_splits(args)` gave; a stream of them with `streaming`."""
+    if not args.streaming:
+        return ForgetRetainPairs(splits.forget, splits.retain, seed)
+    names = " or ".join(f"'{name}'" for name in (args.dataset, args.retain_dataset, args.proxy_dataset) if name)
+    return ForgetRetainStream(splits.forget, splits.retain, seed, attempts=args.stream_attempts, source=f"The dataset {names}")
+
+
+def build_splits(args: SplitArguments) -> Splits:
+    """The sets that the options name.
+
+    Raises:
+        InputError: no or several ways to name the forget set, unknown names, an empty or an overlapping set.
+    """
+    train = load_source(args.dataset, args.train_split, args.dataset_config, args.streaming)
+    image = args.image_column
+    forget_by = forget_selection(args, train)
+    forget = select(train, forget_by, True, image)
+    _refuse_empty(forget, "forget", _describe(args))
+    if args.retain_dataset:
+        retain_source = load_source(args.retain_dataset, args.train_split, None, args.streaming)
+        retain_by = by_classes(retain_source, args.retain_classes, args.label_column) if args.retain_classes else None
+        retain = undecoded_column(retain_source, image) if retain_by is None else select(retain_source, retain_by, True, image)
+        _refuse_same_pictures(forget, retain, image)
+    elif args.retain_classes:
+        retain_by = by_classes(train, args.retain_classes, args.label_column)
+        retain = select(train, retain_by, True, image)
+        _refuse_overlap(forget_by, retain_by, forget, train, image)
+    else:
+        retain_by = None
+        retain = select(train, forget_by, False, image)
+    eval_pool = retain  # the figures are those of the real retain set, whatever was available
+    retain = _available(args, train, retain, forget_by, retain_by)
+    _refuse_empty(retain, "retain", "it is everything but the forget set" if retain_by is None else "see --retain_classes")
+
+    eval_forget, eval_retain, where = _eval_sets(args, forget_by, retain_by, forget, eval_pool)
+    return Splits(
+        undecoded(forget, image),
+        undecoded(retain, image),
+        eval_forget,
+        eval_retain,
+        {
+            "dataset": args.dataset,
+            "forget": _describe_request(args, forget_by),
+            "forget_size": str(len(forget)) if hasattr(forget, "__len__") else "streamed",
+            "retain": _describe_retain(args),
+            "retain_availability": _describe_availability(args),
+            "retain_size": str(len(retain)) if hasattr(retain, "__len__") else "streamed",
+            "evaluation": where,
+        },
+    )
+
+
+def forget_selection(args, train) -> Selection:
+    ways = [
+        name
+        for name, given in {
+            "--forget_classes": args.forget_classes,
+            "--forget_values": args.forget_values,
+            "--forget_rows": args.forget_rows,
+            "--forget_list": args.forget_list,
+        }.items()
+        if given
+    ]
+    if len(ways) != 1:
+        raise InputError(
+            f"Name the forget set in exactly one way (--forget_classes, --forget_values with --forget_column, --forget_rows or "
+            f"--forget_list); got {' and '.join(ways) or 'none'}."
+            # Where a finished run is measured.
+            + ("" if ways else " A run.yaml keeps neither rows nor values unless --card_names true: give them again.")
+        )
+    if args.forget_classes:
+        return by_classes(train, args.forget_classes, args.label_column)
+    if args.forget_values:
+        if not args.forget_column:
+            raise InputError("--forget_values needs --forget_column, the column that holds them.")
+        return by_values(train, args.forget_column, args.forget_values)
+    if args.forget_rows:
+        return by_rows(args.forget_rows)
+    return by_list(train, args.forget_list, args.forget_column, args.image_column)
+
+
+def _available(args, train, retain, forget_by, retain_by):
+    """The retain pictures that training may use: all, some of each class, proxies, or proxies and some (section 4.3, D.1)."""
+    image, parts = args.image_column, []
+    if args.retain_per_class is None and not (args.proxy_classes or args.proxy_dataset):
+        return retain
+    if args.proxy_classes and args.proxy_dataset:
+        raise InputError("Give proxies as --proxy_classes or as --proxy_dataset, not both.")
+    if args.proxy_classes:
+        proxy_by = by_classes(train, args.proxy_classes, args.label_column)
+        _refuse_overlap(forget_by, proxy_by, select(train, forget_by, True, image), train, image)
+        if retain_by is None:
+            retain = select(retain, proxy_by, False, image)  # what stands in for the retain set is no part of it
+        else:
+            _refuse_overlap(retain_by, proxy_by, retain, train, image, "be retained and stand in as a proxy")
+        parts.append(select(train, proxy_by, True, image))
+    if args.proxy_dataset:
+        proxies = load_source(args.proxy_dataset, args.train_split, None, args.streaming)
+        _refuse_same_pictures(select(train, forget_by, True, image), undecoded_column(proxies, image), image)
+        parts.append(undecoded_column(proxies, image))
+    count = args.retain_per_class
+    if count:
+        parts.append(select(retain, per_class(retain, count, args.label_column), True, image))
+    if not parts:
+        raise InputError("--retain_per_class 0 leaves no retain picture; add --proxy_classes or --proxy_dataset.")
+    return datasets.concatenate_datasets([part.select_columns([image]) for part in parts])
+
+
+def _eval_sets(args, forget_by, retain_by, forget, retain):
+    """Rows for the figures: the same classes of the evaluation split where that makes sense, else training pictures."""
+    name, image = args.eval_split, args.image_column
+    if name in (None, "none"):
+        pools, where = (forget, retain), "pictures that were trained on"
+    else:
+        held_out = load_source(args.dataset, name, args.dataset_config, args.streaming)
+        if args.retain_dataset:
+            other = load_source(args.retain_dataset, name, None, args.streaming)
+            held_retain = undecoded_column(other, image) if retain_by is None else select(other, retain_by, True, image)
+        elif retain_by is not None:
+            held_retain = select(held_out, retain_by, True, image)
+        elif forget_by.column in (ROW_NUMBER, FILE_NAME):
+            held_retain = undecoded_column(held_out, image)
+        else:
+            held_retain = select(held_out, forget_by, False, image)
+        if forget_by.column in (ROW_NUMBER, FILE_NAME):
+            # Single pictures were asked to be forgotten: they are what must no longer be completed.
+            pools, where = (forget, held_retain), f"forget: the pictures themselves; retain: split '{name}'"
+        else:
+            pools, where = (select(held_out, forget_by, True, image), held_retain), f"split '{name}', never trained on here"
+    rows = [first_rows(undecoded(pool, image), args.eval_samples) for pool in pools]
+    for kind, found in zip(("forget", "retain"), rows):
+        if not found:
+            raise InputError(f"The split '{name}' holds no {kind} picture; choose another --eval_split, or 'none'.")
+    return *rows, where
+
+
+def _refuse_empty(dataset, name, how):
+    if hasattr(dataset, "__len__"):
+        empty = len(dataset) == 0
+    else:
+        empty = next(iter(dataset.take(1)), None) is None
+    if empty:
+        raise InputError(f"The {name} set is empty ({how}); choose classes, rows or files that the dataset holds.")
+
+
+def _refuse_overlap(forget_by, retain_by, forget, train, image, what="be forgotten and retained"):
+    if forget_by.column == retain_by.column:
+        both = sorted(forget_by.values & retain_by.values, key=str)
+        if both:
+            feature = train.features[retain_by.column]
+            names = [repr(feature.int2str(b) if isinstance(feature, datasets.ClassLabel) else b) for b in both[:3]]
+            raise InputError(f"{', '.join(names)} would {what} at once; take it out of one of the two lists.")
+        return
+    shared = select(forget, retain_by, True, image)
+    if len(shared) if hasattr(shared, "__len__") else next(iter(shared.take(1)), None) is not None:
+        raise InputError(
+            f"Some pictures would {what} at once: single pictures are named that belong to the classes listed; leave those "
+            "classes out, or do not list classes, which takes the rest."
+        )
+
+
+def _refuse_same_pictures(forget, retain, image):
+    """The same file bytes in both sets would be pulled two ways. Streams are not searched."""
+    if not hasattr(forget, "__len__") or not hasattr(retain, "__len__"):
+        return
+    ours = {hash(row[image]["bytes"]) for row in forget.select_columns([image]) if row[image]["bytes"]}
+    shared = sum(hash(row[image]["bytes"]) in ours for row in retain.select_columns([image]) if row[image]["bytes"])
+    if shared:
+        raise InputError(f"{shared} pictures of the retain dataset are in the forget set too; take them out of one of the two.")
+
+
+def _describe(args) -> str:
+    if args.forget_classes:
+        return f"classes {', '.join(map(str, args.forget_classes))}"
+    if args.forget_values:
+        return f"{args.forget_column} in {', '.join(map(str, args.forget_values))}"
+    return f"rows {args.forget_rows}" if args.forget_rows else "a list of pictures"
+
+
+def _describe_request(args, forget_by) -> str:
+    """What was forgotten, for a card: without the names of single pictures or people, unless they are wanted there."""
+    names = sorted(map(str, forget_by.values))
+    if args.forget_classes or (args.card_names and not args.forget_list):
+        return _describe(args)
+    if args.card_names:
+        return f"the list {', '.join(names)}"
+    if args.forget_values:
+        return f"{len(args.forget_values)} value(s) of the column '{args.forget_column}', not named here"
+    # As `LC_ALL=C sort -u list.txt | sha256sum` prints it, for a list without comments.
+    digest = hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    what = "row numbers" if args.forget_rows else "lines"
+    return f"a list of {len(names)} {what}, not named here; sha256 of the sorted list: {digest}"
+
+
+def _describe_retain(args) -> str:
+    where = f" of {args.retain_dataset}" if args.retain_dataset else ""
+    if args.retain_classes:
+        return f"classes {', '.join(map(str, args.retain_classes))}{where}"
+    return f"all{where}" if where else "everything else"
+
+
+def _describe_availability(args) -> str:
+    proxy = "proxy classes " + ", ".join(args.proxy_classes) if args.proxy_classes else f"proxy dataset {args.proxy_dataset}"
+    some = f"{args.retain_per_class} pictures per class"
+    if args.proxy_classes or args.proxy_dataset:
+        return f"{proxy} and {some}" if args.retain_per_class else f"{proxy} alone"
+    return "full" if args.retain_per_class is None else some

@@ -1,0 +1,218 @@
+"""Feature networks: what pictures are measured by. Each knows its input and says in a report what it is.
+
+A network is one word in the recipes, see `FEATURES_HELP`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPVisionModelWithProjection,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+from ..data.reading import load_processor
+from ..errors import InputError
+from .features import FeatureNetwork
+from .inception import InceptionV3
+
+CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the paper's "ViT-H-14" (App. C.2)
+
+
+INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"  # torchvision's IMAGENET1K_V1
+
+
+FEATURES_HELP = (
+    "demo (a small classifier of digits, embedded), clip or clip:ID (any CLIPModel; ViT-H-14 if not given), classifier:ID (any "
+    "image classifier of transformers, Hub id or folder), inception or inception:FILE (torchvision's weights, downloaded if no file "
+    "is given), fid_inception:FILE (those of pytorch-fid or torch-fidelity), places365:FILE (the ResNet-50 of Places-365)"
+)
+
+
+def load_features(words: list[str]) -> list[FeatureNetwork]:
+    """The networks that words such as 'clip' or 'classifier:folder' name (`FEATURES_HELP`).
+
+    Raises:
+        InputError: an unknown word, a missing file, or one of another kind.
+    """
+    return [_load(word) for word in words]
+
+
+def _load(text: str) -> FeatureNetwork:
+    word, _, where = text.partition(":")
+    if word == "demo" and not where:
+        from ..demo import FEATURES
+
+        network = load_classifier(FEATURES)
+        network.name, network.kind = "mnist-demo", "demo"
+        return network
+    if word == "clip":
+        return load_clip(where or CLIP)
+    if word == "classifier" and where:
+        return load_classifier(where)
+    if word == "inception":
+        return load_inception(where or None)
+    if word == "fid_inception" and where:
+        return load_inception(where, fid=True)
+    if word == "places365" and where:
+        return load_places365(where)
+    raise InputError(f"'{text}' is no feature network: {FEATURES_HELP}.")
+
+
+def load_clip(path: str) -> FeatureNetwork:
+    """The image embedding of a CLIP model (after its projection), Hub id or folder of a `CLIPModel`."""
+    config = _config(path)
+    if not isinstance(config, CLIPConfig):
+        raise InputError(f"'{path}' holds a '{config.model_type}' model, expected 'clip'; for others take classifier:{path}.")
+    config.vision_config.projection_dim = config.projection_dim  # not every checkpoint repeats it there
+    model, missing = _load_model(CLIPVisionModelWithProjection, path, config=config.vision_config)
+    _refuse_missing(path, missing)
+    processor, side = load_processor(path), config.vision_config.image_size
+    network = FeatureNetwork(
+        _ImageEmbedding(model), str(path), (side, side), processor.image_mean, processor.image_std,
+        resize=_filter(processor), kind="clip",
+    )  # fmt: skip
+    return network
+
+
+class _ImageEmbedding(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(pixel_values=x).image_embeds
+
+
+def load_classifier(path: str) -> FeatureNetwork:
+    """Any image classifier of transformers, Hub id or folder: its features are what its last linear layer reads."""
+    model, missing = _load_model(AutoModelForImageClassification, path)
+    _refuse_missing(path, missing)
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
+    if not heads:
+        raise InputError(f"'{path}' has no linear layer of {model.config.num_labels} classes, so its features cannot be read.")
+    processor = load_processor(path)
+    side = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    height, width = (side.get(key) or side.get("shortest_edge") for key in ("height", "width"))
+    normalises = getattr(processor, "do_normalize", False)
+    return FeatureNetwork(
+        _Logits(model), str(path), (height, width), processor.image_mean if normalises else 0.0,
+        processor.image_std if normalises else 1.0, getattr(model.config, "num_channels", 3), _filter(processor),
+        head=heads[-1], kind="classifier",
+    )  # fmt: skip
+
+
+class _Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(pixel_values=x).logits
+
+
+def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork:
+    """Inception-v3 with torchvision's weights (downloaded if there is no file), or with those of the original FID.
+
+    Args:
+        file: torchvision's inception_v3_google-*.pth; with `fid` pt_inception-2015-12-05-*.pth of pytorch-fid or
+            weights-inception-2015-12-05-*.pth of torch-fidelity.
+    """
+    if file is None:
+        try:
+            state = torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise InputError(f"Cannot download {INCEPTION_URL} ({error}); get it by hand and give inception:FILE.") from error
+    else:
+        state = _tensors(file)
+    state = {k: v for k, v in state.items() if not k.startswith("AuxLogits.")}
+    network = InceptionV3(1008 if fid else 1000, fid)
+    _fill(network, state, file, "Inception-v3 of the original FID" if fid else "Inception-v3 of torchvision")
+    name = "FID Inception-v3" if fid else "torchvision Inception-v3"
+    # pytorch-fid's resize: bilinear, which skips pixels when pictures get smaller.
+    return FeatureNetwork(
+        network, name, (299, 299), resize="bilinear", antialias=not fid, head=network.fc,
+        kind="fid_inception" if fid else "inception",
+    )  # fmt: skip
+
+
+def load_places365(file: str) -> FeatureNetwork:
+    """The ResNet-50 of Places-365 (resnet50_places365.pth.tar, Zhou et al., 2017), as a `ResNetForImageClassification`."""
+    state = _tensors(file)
+    state = {_resnet_key(k.removeprefix("module.")): v for k, v in state.items()}
+    model = ResNetForImageClassification(ResNetConfig(num_labels=365))  # its defaults are those of ResNet-50 v1.5
+    _fill(model, state, file, "ResNet-50 of Places-365")
+    return FeatureNetwork(
+        _Logits(model), "Places-365 ResNet-50", (224, 224), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resize="bilinear",
+        head=model.classifier[1], kind="places365",
+    )  # fmt: skip
+
+
+def _resnet_key(key: str) -> str:
+    """A weight name of torchvision's ResNet -> that of transformers."""
+    kinds = {"conv": "convolution", "bn": "normalization"}
+    parts = key.split(".")
+    if parts[0] in ("conv1", "bn1"):
+        return ".".join(["resnet.embedder.embedder", kinds[parts[0][:-1]], *parts[1:]])
+    if parts[0] == "fc":
+        return f"classifier.1.{parts[1]}"
+    if not parts[0].startswith("layer"):
+        return key
+    where = f"resnet.encoder.stages.{int(parts[0][5:]) - 1}.layers.{parts[1]}"
+    if parts[2] == "downsample":
+        return ".".join([where, "shortcut", ("convolution", "normalization")[int(parts[3])], *parts[4:]])
+    return ".".join([where, "layer", str(int(parts[2][-1]) - 1), kinds[parts[2][:-1]], *parts[3:]])
+
+
+def _tensors(file: str) -> dict:
+    """The tensors of a weights file, and nothing that could run code."""
+    if not Path(file).is_file():
+        raise InputError(f"There is no file '{file}' with the weights of a feature network.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle of anything but tensors, or no such file at all
+        raise InputError(
+            f"'{file}' holds more than tensors, or is no weights file ({type(error).__name__}). Load it where you trust it and save "
+            "its state dict alone: torch.save(state_dict, FILE)."
+        ) from error
+    return state.get("state_dict", state)
+
+
+def _fill(network, state, file, what):
+    wanted = {k: tuple(v.shape) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    got = {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if wanted != got:
+        wrong = sorted(k for k in wanted.keys() | got.keys() if wanted.get(k) != got.get(k))
+        raise InputError(f"'{file}' does not hold the {what}: {len(wrong)} weights differ, first '{wrong[0]}'.")
+    network.load_state_dict(state, strict=False)
+
+
+def _config(path):
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot load a feature network from '{path}': {str(error).splitlines()[0]}") from error
+
+
+def _load_model(kind, path, **options):
+    """The model in single precision, and the names of the weights that its checkpoint lacks."""
+    _config(path)
+    try:
+        model, info = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot load a feature network from '{path}': {str(error).splitlines()[0]}") from error
+    return model, info["missing_keys"]
+
+
+def _refuse_missing(path, missing):
+    if missing:
+        raise InputError(f"'{path}' lacks {len(missing)} weights of the network, first '{sorted(missing)[0]}'.")
+
+
+def _filter(processor) -> str:
+    return {2: "bilinear"}.get(int(processor.resample), "bicubic")

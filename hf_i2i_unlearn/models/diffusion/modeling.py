@@ -1,0 +1,499 @@
+"""Diffusion: the U-Nets of `diffusers`, which complete pictures by denoising the hole. What the three layouts share.
+
+The encoder representation of eq. 10 is what the up blocks read: the output of `conv_in`, every residual of the down blocks and
+the output of the middle block. The up blocks also read the time embedding, so it belongs to the decoder too: it stays frozen by
+default, and then "same decoder" (theorem 1) is exact. The released code trains it.
+"""
+
+import abc
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import InputError
+from ..base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
+from .folders import Pipeline, copy_components, find_file, find_pipeline, load_scheduler, scheduler_class
+from .schedules import gamma_at, on_schedule, plain_config, prediction_type, same_schedule
+
+COMBINE = ("concat", "mean")
+
+
+TEACHER_CONDITIONS = ("picture", "noise")
+
+
+HUB = ("revision", "token", "cache_dir", "local_files_only")
+
+
+SETTINGS = "i2i_model.json"
+
+
+class TimestepDraw(NamedTuple):
+    """One draw of everything random in an encoder pass; student and teacher get the same.
+
+    mask: (B, rows, cols) boolean, True = hidden. time: (B,) integer, the scheduler's step. gamma: (B,) float32 in (0, 1), its
+    share of signal (`alphas_cumprod`). noise: (B, C, h, w), eta, the diffusion noise. pure: (B,) boolean, True where `noise`
+    itself stands in the hole instead of the noised picture (n of eq. C.25).
+    """
+
+    mask: torch.Tensor
+    time: torch.Tensor
+    gamma: torch.Tensor
+    noise: torch.Tensor
+    pure: torch.Tensor
+
+
+class I2IUNet(I2IModel):
+    """A U-Net of diffusers as h = D o E. Pictures are in [-1, 1] (image processors with mean and deviation 0.5).
+
+    `I2IUNet.from_pretrained(path)` and `I2IUNet.from_config(config)` choose the layout by the U-Net's config:
+
+    - `I2IPaletteUNet`: condition and noisy picture in; the time input is gamma.
+    - `I2IPlainUNet`: an unconditional U-Net (google/ddpm-*), whose visible part is noised and pasted back at every step.
+    - `I2ILatentUNet`: latent inpainting in the layout of Stable Diffusion.
+
+    Args:
+        model: the library's model.
+        scheduler: the noise schedule of its training, any diffusers scheduler with `alphas_cumprod`. Its prediction type says
+            what the network predicts.
+        sampler: the scheduler of `generate`; DDIM on the same schedule if None. `DDPMScheduler` at full steps is the reference.
+        steps: denoising steps of `generate`.
+        image_size: (height, width) or one number in pixels, where the U-Net's config has no `sample_size`.
+        patch_size: side in pixels of the patches that corruptions hide; image_size // 16 if None, a 16x16 grid.
+        combine: "concat", all levels as one vector, so that each value weighs the same (the paper); "mean", levels scaled so
+            that the mean squared error is the mean of the levels' mean squared errors (the released code takes their sum).
+        teacher_condition: what the original's condition is for E0(T(n)). "picture", the visible part of the forget picture, as eq.
+            C.25 and the released code have it: early in the generation, where all is noise, nothing is then to be forgotten.
+            "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
+        frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where those
+            cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all (the paper).
+        frozen_conv_in: conv_in is not trained. It sees 3x3 pixels, even where the first down block has attention.
+        train_time_embedding: train it with the encoder, as the released code does; the decoder then changes too.
+        pipeline: the pipeline that the U-Net came from; `save_pretrained` then writes a whole one.
+
+    Raises:
+        InputError: the model is no U-Net of the layout, its size does not fit, or a scheduler is of an unknown kind.
+    """
+
+    family = "diffusion"
+    noise_target_is_shared = False  # E0(T(x), n, eta) depends on the visible part of each picture
+    draws_beside_t = True  # time and noise
+    kind = UNet2DModel  # of the inner model
+    time_is_gamma = False
+    is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
+    # In SETTINGS, beside the weights.
+    stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
+              "train_time_embedding")  # fmt: skip
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scheduler,
+        sampler=None,
+        steps: int = 50,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        combine: str = "concat",
+        teacher_condition: str = "picture",
+        frozen_levels: int = 0,
+        frozen_conv_in: bool = False,
+        train_time_embedding: bool = False,
+        pipeline: Pipeline | None = None,
+    ):
+        super().__init__()
+        self.check_unet(model)
+        if combine not in COMBINE:
+            raise InputError(f"combine is one of {', '.join(COMBINE)}, got '{combine}'.")
+        if teacher_condition not in TEACHER_CONDITIONS:
+            raise InputError(f"teacher_condition is one of {', '.join(TEACHER_CONDITIONS)}, got '{teacher_condition}'.")
+        self.model, self.combine, self.train_time_embedding, self.pipeline = model, combine, train_time_embedding, pipeline
+        self.teacher_condition, self.frozen_levels, self.frozen_conv_in = teacher_condition, frozen_levels, frozen_conv_in
+        if not 0 <= frozen_levels <= (levels := len(model.down_blocks)):
+            raise InputError(f"The U-Net has {levels} down blocks, so frozen_levels is 0 to {levels}; got {frozen_levels}.")
+        size = image_size or self._default_size()
+        if size is None:
+            raise InputError("The U-Net's config has no sample_size; pass image_size, the side of the pictures in pixels.")
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.patch_size = max(1, min(self.size) // 16) if patch_size is None else patch_size
+        self._check_size()
+        if scheduler is None:
+            raise InputError("The U-Net has no noise schedule (scheduler/scheduler_config.json beside it); pass scheduler.")
+        self.scheduler = scheduler
+        self.prediction_type = prediction_type(self.scheduler)
+        self.sampler = sampler or on_schedule(DDIMScheduler, self.scheduler)
+        self.steps = steps
+
+    @property
+    def sampler(self):
+        """The scheduler of `generate`, which never clips latents. Setting one raises InputError if it does not fit the network."""
+        return self._sampler
+
+    @sampler.setter
+    def sampler(self, sampler):
+        if prediction_type(sampler) != self.prediction_type:
+            raise InputError(
+                f"The sampler takes predictions of type '{prediction_type(sampler)}', but the network was trained for "
+                f"'{self.prediction_type}'; make it with from_config(scheduler.config)."
+            )
+        if not self.time_is_gamma and not same_schedule(sampler, self.scheduler):
+            raise InputError(
+                "The sampler has another noise schedule than the network was trained on, which is told step numbers; make it "
+                "with from_config(scheduler.config)."
+            )
+        if sampler.config.get("clip_sample") and not self.is_bounded:
+            sampler = type(sampler).from_config(plain_config(sampler.config), clip_sample=False)
+        self._sampler = sampler
+
+    def sample_with(self, kind) -> None:
+        """Generate with a scheduler class of diffusers, on the schedule of training."""
+        self.sampler = on_schedule(kind, self.scheduler)
+
+    @property
+    def steps(self):
+        """Denoising steps of `generate`."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps):
+        longest = self.sampler.config.num_train_timesteps
+        if not 1 <= steps <= longest:
+            raise InputError(f"The sampler can take 1 to {longest} steps, got steps={steps}.")
+        self._steps = steps
+
+    @classmethod
+    def from_pretrained(cls, path: str, scheduler=None, **kwargs) -> "I2IUNet":
+        """Load a folder or Hub repository that holds a U-Net of diffusers, or a whole pipeline with one.
+
+        Options that are not given (or None) are those the model was saved with, else the defaults.
+
+        Args:
+            scheduler, and the others of `I2IUNet` or of its layout (prompt and vae_dtype of `I2ILatentUNet`). revision, token,
+            subfolder (of a U-Net that is to be taken without its pipeline), cache_dir, local_files_only, torch_dtype,
+            variant: as in diffusers.
+
+        Raises:
+            InputError: a checkpoint of another kind, with weights missing or in no safetensors file.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+        loading = {name: kwargs.pop(name) for name in ("torch_dtype", "variant") if name in kwargs}
+        subfolder = kwargs.pop("subfolder", None) or ""
+        variant = loading.get("variant")
+        pipeline = None if subfolder else find_pipeline(path, variant, **hub)
+        if pipeline:
+            path, subfolder, hub = str(pipeline.folder), pipeline.place("unet"), {}
+        folder = Path(path, subfolder)
+        if Path(path).is_dir() and not (folder / "config.json").is_file():
+            raise InputError(f"'{folder}' has no config.json; give the folder of a pipeline or of a UNet2DModel.")
+        config = UNet2DModel.load_config(path, subfolder=subfolder or None, **hub)
+        layout = cls._layout(config, f"'{path}'")
+        places = {"subfolder": subfolder or None, "use_safetensors": True, **hub, **loading}
+        try:
+            model, info = layout.kind.from_pretrained(path, output_loading_info=True, **places)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"Cannot read the weights of the U-Net in '{folder}', which must be safetensors: {reason}"
+            ) from error
+        if info["missing_keys"]:
+            raise InputError(
+                f"'{path}' lacks {len(info['missing_keys'])} weights of its U-Net, first '{min(info['missing_keys'])}'; "
+                f"save it again with {layout.kind.__name__}.save_pretrained."
+            )
+        file = find_file(path, Path(subfolder, SETTINGS).as_posix(), **hub)
+        settings = json.loads(file.read_text()) if file else {}
+        sampler = settings.pop("sampler", None)
+        if sampler and scheduler is None:
+            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(
+                plain_config(sampler)
+            )
+        settings = {name: value for name, value in settings.items() if name in (*layout.stored, "sampler")}
+        # Beside the weights, as `save_pretrained` puts it, or beside their folder, as in a pipeline.
+        scheduler = scheduler or load_scheduler(path, subfolder, **hub) or (load_scheduler(path, **hub) if subfolder else None)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        return layout.assemble(model, scheduler, pipeline, **settings | given)
+
+    @classmethod
+    def assemble(cls, model, scheduler, pipeline: Pipeline | None, prompt=None, vae_dtype=None, **options) -> "I2IUNet":
+        """A model of this layout from its loaded parts; prompt and vae_dtype are of no other than the latent one."""
+        if prompt is not None or vae_dtype is not None:
+            raise InputError("prompt and vae_dtype are for latent inpainting; this U-Net works on pixels and reads no text.")
+        return cls(model, scheduler, pipeline=pipeline, **options)
+
+    @classmethod
+    def from_config(cls, config: dict, **kwargs) -> "I2IUNet":
+        """A fresh model; `palette_config` makes configs. The other arguments are those of `I2IUNet`."""
+        layout = cls._layout({"_class_name": "UNet2DModel"} | dict(config), "The config")
+        return layout(layout.kind.from_config(config), **kwargs)
+
+    @classmethod
+    def _layout(cls, config, what: str) -> type["I2IUNet"]:
+        # Imported here, for they build on this module.
+        from .latent import I2ILatentUNet
+        from .pixels import I2IPaletteUNet, I2IPlainUNet
+
+        kind = config.get("_class_name") or config.get("model_type") or "unknown"
+        if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+            raise InputError(f"{what} holds a '{kind}' model, expected 'UNet2DModel' or 'UNet2DConditionModel'.")
+        if kind == "UNet2DConditionModel":
+            layout = I2ILatentUNet
+        else:
+            layout = I2IPlainUNet if config.get("in_channels", 3) == config.get("out_channels", 3) else I2IPaletteUNet
+        if not issubclass(layout, cls):
+            raise InputError(
+                f"{what} is of the layout of {layout.__name__}, not of {cls.__name__}; use I2IUNet.from_pretrained."
+            )
+        return layout
+
+    # Sizes
+
+    @property
+    def image_size(self):
+        return self.size
+
+    @property
+    def channels(self):
+        return self.model.config.out_channels
+
+    @property
+    def grid(self):
+        return (self.size[0] // self.patch_size, self.size[1] // self.patch_size)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of what is noised: a picture, or its latents."""
+        return (self.channels, *self.size)
+
+    def sample_hole(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, rows, cols) patch mask -> (B, 1, h, w) boolean over what is noised, True = hidden."""
+        return self.hole(mask)
+
+    def _default_size(self):
+        return self.model.config.sample_size
+
+    def _check_size(self):
+        check_divisible(self.size, "the U-Net's downsampling factor", 2 ** (len(self.model.config.block_out_channels) - 1))
+        check_divisible(self.size, "the U-Net's patch size", self.patch_size)
+
+    @staticmethod
+    @abc.abstractmethod
+    def check_unet(model: nn.Module) -> None:
+        """Raise InputError unless the model is a U-Net of this layout."""
+
+    # Encoder and decoder
+
+    @property
+    def decoder_untouched(self):
+        return not self.train_time_embedding
+
+    def encoder_modules(self):
+        """conv_in and down blocks but for the frozen ones, and middle block; the time embedding only with `train_time_embedding`."""
+        shared = [self.model.time_embedding] if self.train_time_embedding else []
+        first = [] if self.frozen_levels or self.frozen_conv_in else [self.model.conv_in]
+        return [*first, *self.model.down_blocks[self.frozen_levels :], self.model.mid_block, *shared]
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, every_n_layers=1, offload=False):
+        if every_n_layers != 1 or offload:
+            raise InputError("A U-Net checkpoints the activations of every block; leave out every_n_layers and offload.")
+        options = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
+        self.model.enable_gradient_checkpointing(lambda module, *args: checkpoint(module.__call__, *args, **options))
+
+    def draw(self, pixel_values, mask, seeds):
+        """Diffusion times and noises for a batch, one integer seed per picture: a picture's draw depends on its seed alone.
+
+        The time is uniform over the scheduler's steps.
+        """
+        device, steps, noises = pixel_values.device, [], []
+        gammas = self.scheduler.alphas_cumprod.to(device, torch.float32)
+        for generator in seeded(seeds, FOR_TRAINING, device):
+            steps.append(torch.randint(len(gammas), (), generator=generator, device=device))
+            noises.append(torch.randn(self.sample_shape, generator=generator, device=device))
+        time = torch.stack(steps)  # (B,)
+        pure = torch.zeros(len(steps), dtype=torch.bool, device=device)
+        return TimestepDraw(mask.to(device), time, gammas[time], torch.stack(noises), pure)
+
+    def noised(self, pixel_values, draw, noise=None):
+        """What the original encoder is given for E0(T(x), n, eta), eq. C.25, or E0(T(n), n, eta): (pixel values, draw).
+
+        n stands in the hole of what is noised; the time stays, and so do visible part and condition, unless `teacher_condition`
+        is "noise". n is `noise` (B, C, h, w), or the diffusion noise itself if None, as in the released code.
+        """
+        if self.teacher_condition == "noise":
+            pixel_values = (draw.noise if noise is None else noise).to(pixel_values)
+        noise = draw.noise if noise is None else torch.where(self.sample_hole(draw.mask), noise.to(draw.noise), draw.noise)
+        return pixel_values, draw._replace(noise=noise, pure=torch.ones_like(draw.pure))
+
+    def forward(self, pixel_values, draw):
+        """E(T(x)): (B, C, H, W) and what `draw` returned -> (B, D), D values of all levels.
+
+        In eval mode a plain mask (B, rows, cols) stands for the draw of seed 0 for every picture: one fixed time and noise, good
+        for a look at representations. In training mode it is refused with an InputError.
+        """
+        if isinstance(draw, torch.Tensor):
+            if self.training:  # or the model would silently be trained at one diffusion time
+                raise InputError("Training a diffusion model takes what draw(x, mask, seeds) returns, got a mask.")
+            draw = self.draw(pixel_values, draw, [0] * len(pixel_values))
+        levels = [level.flatten(1) for level in self.features(pixel_values, draw)]  # each (B, C_k * H_k * W_k)
+        if self.combine == "mean":
+            total = sum(level.shape[1] for level in levels)
+            # sum_k |s_k d_k|^2 / D with s_k^2 = D / (K D_k) is the mean over k of |d_k|^2 / D_k.
+            levels = [level * (total / (len(levels) * level.shape[1])) ** 0.5 for level in levels]
+        return torch.cat(levels, 1)
+
+    def features(self, pixel_values, draw) -> list[torch.Tensor]:
+        """The levels of the representation, each (B, C_k, H_k, W_k): conv_in, down residuals in order, middle block."""
+        unet, sample = self.model, self._inputs(pixel_values, draw, self._sample(pixel_values, draw))
+        # As in the library's forward, up to the up blocks. gamma goes into the sinusoids in float32, whatever the weights are.
+        embedding = unet.time_embedding(unet.time_proj(draw.time).to(unet.dtype))
+        sample = unet.conv_in(sample)
+        levels = [sample]
+        for block in unet.down_blocks:
+            sample = _safe_for_norms(sample)
+            sample, residuals = block(hidden_states=sample, temb=embedding, **self._context(block, len(sample)))
+            levels += residuals
+        sample = _safe_for_norms(sample)
+        return [*levels, unet.mid_block(sample, embedding, **self._context(unet.mid_block, len(sample)))]
+
+    def levels(self, encoded):
+        """The parts of a representation (B, D), each (B, D_k)."""
+        h, w = self.sample_shape[1:]
+        sizes = [self.model.conv_in.out_channels * h * w]
+        for block in self.model.down_blocks:
+            sizes += [resnet.out_channels * h * w for resnet in block.resnets]
+            if block.downsamplers is not None:
+                h, w = h // 2, w // 2
+                sizes.append(block.resnets[-1].out_channels * h * w)
+        return encoded.split([*sizes, self.model.mid_block.resnets[-1].out_channels * h * w], 1)
+
+    def training_loss(self, pixel_values, draw, target=None):
+        """Mean squared error of the prediction over the hidden values of each picture (or of its latents): (B,).
+
+        The prediction is of eta, of the velocity sqrt(gamma) eta - sqrt(1 - gamma) x, or of x, by the scheduler's prediction
+        type. `target` is the picture that the network should learn to put into the hole: it takes the place of x in the noised
+        picture (and in velocity and x), while condition and visible part are those of `pixel_values`. (To keep x in the noised
+        picture would need the "noise" (y_t - sqrt(gamma) target) / sqrt(1 - gamma), which explodes as gamma goes to 1.)
+
+        A plain mask in place of a draw takes seeds from torch's global generator.
+        """
+        if isinstance(draw, torch.Tensor):
+            draw = self.draw(pixel_values, draw, torch.randint(2**62, (len(pixel_values),)).tolist())
+        hole, clean = self.sample_hole(draw.mask.to(pixel_values.device)), self._sample(pixel_values, draw)
+        if target is not None:
+            clean = torch.where(hole, self._target(target).to(clean), clean)
+        predicted = self._predict(self._inputs(pixel_values, draw, clean), draw.time)
+        gamma = draw.gamma.view(-1, 1, 1, 1)
+        wanted = {
+            "epsilon": lambda: draw.noise,
+            "v_prediction": lambda: gamma.sqrt() * draw.noise - (1 - gamma).sqrt() * clean,
+            "sample": lambda: clean,
+        }[self.prediction_type]()
+        error = ((predicted - wanted).square() * hole).flatten(1).sum(1)
+        return error / (hole.flatten(1).sum(1) * wanted.shape[1])
+
+    # Generation
+
+    @torch.no_grad()
+    def generate(self, pixel_values, mask, seeds=None):
+        """Restores the hole in `steps` steps of `sampler`, from noise: (B, C, H, W), the visible part untouched.
+
+        `seeds`: one integer per picture, on which alone its noise depends; 0 for all if None. The schedule is computed in
+        float32 for models of any precision. There is no classifier-free guidance.
+        """
+        I2IModel.check_pixels(self, pixel_values)
+        seeds = [0] * len(pixel_values) if seeds is None else seeds
+        generators = seeded(seeds, FOR_SAMPLING, pixel_values.device)
+        noise = torch.stack([torch.randn(self.sample_shape, generator=g, device=pixel_values.device) for g in generators])
+        mask = mask.to(pixel_values.device)
+        restored = self._restore(pixel_values.float(), mask, noise, generators)
+        return torch.where(self.hole(mask), restored.to(pixel_values.dtype), pixel_values)
+
+    @torch.no_grad()
+    def denoise(self, noise, show, generators=None):
+        """The loop of the sampler: `noise` (B, C, h, w) at its first step -> what is restored.
+
+        Args:
+            show: (sample (B, C, h, w) of unit variance or less, time t) -> network input. Samplers act on each value alone, so what
+                the visible part of the sample holds does not matter; `show` pastes what the network was trained to see there.
+        """
+        sampler = self.sampler
+        sampler.set_timesteps(self.steps)
+        options = {"generator": generators} if "generator" in inspect.signature(sampler.step).parameters else {}
+        sample = noise * float(sampler.init_noise_sigma)
+        for t in sampler.timesteps:
+            inputs = show(sampler.scale_model_input(sample, t), t)  # Euler and Heun scale their sample
+            time = gamma_at(sampler, t) if self.time_is_gamma else t
+            predicted = self._predict(inputs, time.to(inputs.device).expand(len(inputs)))
+            sample = sampler.step(predicted, t, sample, **options).prev_sample
+        return sample
+
+    @abc.abstractmethod
+    def _restore(self, pixels, mask, noise, generators):
+        """Pictures with a restored hole, (B, C, H, W); what stands outside of it is not looked at."""
+
+    @abc.abstractmethod
+    def _inputs(self, pixel_values, draw, clean):
+        """What the network sees, in its dtype; `clean` (B, C, h, w) is what is noised."""
+
+    def _sample(self, pixel_values, draw):
+        """What is noised, clean: (B, C, h, w)."""
+        return pixel_values.float()
+
+    def _target(self, pictures):
+        """Pictures as what is noised."""
+        return pictures
+
+    def _context(self, block, count) -> dict:
+        """What a block reads besides its input and the time."""
+        return {}
+
+    def _noisy(self, draw, clean):
+        """The noised sample, float32, and n in its hole where the draw is pure."""
+        gamma, pure = draw.gamma.view(-1, 1, 1, 1), draw.pure.view(-1, 1, 1, 1)
+        noisy = gamma.sqrt() * clean + (1 - gamma).sqrt() * draw.noise
+        return torch.where(pure & self.sample_hole(draw.mask.to(clean.device)), draw.noise, noisy)
+
+    def _predict(self, inputs, time):
+        return self.model(inputs.to(self.model.dtype), time, **self._context(None, len(inputs))).sample.float()
+
+    # Files
+
+    def save_pretrained(self, folder, **kwargs):
+        """Write what diffusers reads: U-Net and scheduler, or the whole pipeline where the model came from one.
+
+        Beside the weights stands `i2i_model.json`, from which `from_pretrained` takes the other options. A trainer's checkpoint
+        folder ("checkpoint-100") gets of a pipeline only the U-Net and the scheduler: the other parts never change.
+        """
+        weights = Path(folder, "unet") if self.pipeline else Path(folder)
+        super().save_pretrained(weights, **kwargs)
+        settings = {name: getattr(self, name) for name in self.stored} | {"sampler": json.loads(self.sampler.to_json_string())}
+        (weights / SETTINGS).write_text(json.dumps(settings, indent=1))
+        self.scheduler.save_pretrained(Path(folder, "scheduler"))
+        here = self.pipeline and Path(folder).resolve() == self.pipeline.folder.resolve()
+        if self.pipeline and not here and not re.fullmatch(r"checkpoint-\d+", Path(folder).name):
+            copy_components(self.pipeline, folder, ("unet", "scheduler"))
+
+    def load_weights(self, folder):
+        super().load_weights(Path(folder, "unet") if self.pipeline else folder)
+
+
+def _safe_for_norms(sample):
+    """torch 2.13 crashes in the backward pass of a group norm over channels-last values that need no gradient themselves."""
+    return sample.contiguous() if torch.is_grad_enabled() and not sample.requires_grad else sample
+
+
+def check_config(config, expected: dict) -> None:
+    """Raise InputError unless the U-Net's config has the expected values; the layouts that are known have no others."""
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise InputError(f"The U-Net's config has {name}={config[name]}, expected {value}; this layout has no other.")
+
+
+def check_divisible(size, what: str, side: int) -> None:
+    """Raise InputError unless (height, width) are multiples of `side`."""
+    if side < 1 or size[0] % side or size[1] % side:
+        raise InputError(f"The image size {size[0]}x{size[1]} is not divisible by {what} {side}; choose a multiple of it.")

@@ -1,0 +1,48 @@
+"""The noise schedules of diffusers' schedulers: gamma, the share of signal, and samplers on the schedule of another."""
+
+import torch
+
+from ...errors import InputError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def on_schedule(kind, scheduler):
+    """A sampler of the class `kind` on the schedule of another scheduler, its first step the noisiest, where `generate` begins."""
+    return kind.from_config(plain_config(scheduler.config), timestep_spacing="trailing")
+
+
+def plain_config(config) -> dict:
+    """Without the list of "default" values, which holds positional arguments too: they would be replaced by other defaults."""
+    return {name: value for name, value in config.items() if name != "_use_default_values"}
+
+
+def between(gammas, t, share):
+    """gamma at `share` (0..1) of the way from step t - 1 to step t."""
+    return (gammas[t] - gammas[t - 1]) * share + gammas[t - 1]
+
+
+def gamma_at(scheduler, t) -> torch.Tensor:
+    """`alphas_cumprod` at a sampler's time, float32; some samplers go between the steps."""
+    gammas, t = scheduler.alphas_cumprod.float().cpu(), torch.as_tensor(t).cpu()
+    above = t.ceil().long() if t.is_floating_point() else t
+    return gammas[above] if above == t or above == 0 else between(gammas, above, (t - (above - 1)).float())
+
+
+def same_schedule(one, two) -> bool:
+    """Whether two schedulers have the same share of signal at every step."""
+    a, b = one.alphas_cumprod.cpu().float(), two.alphas_cumprod.cpu().float()
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def prediction_type(scheduler) -> str:
+    """What a network of this scheduler predicts, one of `PREDICTIONS`. Raises InputError for a kind that the loss does not know."""
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise InputError(
+            f"{type(scheduler).__name__} has no alphas_cumprod, from which the U-Net's gamma is taken; use a scheduler that has, "
+            "such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler."
+        )
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise InputError(f"The scheduler's prediction type is '{kind}', expected one of {', '.join(PREDICTIONS)}.")
+    return kind
