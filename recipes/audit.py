@@ -15,10 +15,10 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from hf_i2i_unlearn.audit.card import audit_section
 from hf_i2i_unlearn.audit.options import AuditArguments
 from hf_i2i_unlearn.audit.run import run_audit
 from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.reporting.model_card import write_section
 from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
 
 DEMO = Path(__file__).parent / "configs" / "audit_mnist_mae.yaml"
@@ -42,7 +42,7 @@ def main():
     found = run_audit(args, command_line("recipes/audit.py", ("forget_values", "forget_rows")))
     folder, written = Path(args.model), ["audit.json"]
     if (folder / "README.md").is_file():
-        audit_section(folder, found)
+        write_section(folder, "Audit")
         written.append("README.md (section Audit)")
     if args.report:
         written.append(write_report(ReportArguments(args.model, pictures=args.report_pictures)).name)

@@ -33,11 +33,11 @@ from hf_i2i_unlearn.audit.attacks import (
     sketch,
     visible_pixels,
 )
-from hf_i2i_unlearn.audit.card import audit_section
 from hf_i2i_unlearn.audit.options import AuditArguments, read_run, split_arguments
 from hf_i2i_unlearn.audit.run import run_audit
 from hf_i2i_unlearn.audit.statistics import auc, ratio, share
 from hf_i2i_unlearn.audit.verdicts import FOUND, HOLDS, NONE, PARTLY, SKIPPED, UNCLEAR, overall, verdicts
+from hf_i2i_unlearn.reporting.model_card import write_section
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(16)))
@@ -469,8 +469,8 @@ def test_one_forgotten_picture_is_too_few(unlearned):
 
 def test_the_card_gets_a_section(unlearned):
     found = run_audit(arguments(unlearned, parts=["membership"]), "accelerate launch recipes/audit.py")
-    audit_section(unlearned, found)
-    audit_section(unlearned, found)
+    write_section(unlearned, "Audit")
+    write_section(unlearned, "Audit")
     card = (unlearned / "README.md").read_text()
     assert (
         card.count("## Audit") == 1 and "suppression, not erasure" in card and card.index("## Audit") < card.index("## Limits")

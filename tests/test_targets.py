@@ -1,5 +1,6 @@
 """Targets that are kept: the same loss, gradients and weights as without, and never those of something else."""
 
+import os
 import numpy as np
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_what_an_interrupted_computation_made_is_kept(store, tmp_path, monkeypat
     old, new = (found.files[0].with_name(f"{name}.part") for name in ("old", "new"))
     for file in (old, new):  # left by a run that was killed, and of one that goes on
         file.touch()
-    targets.os.utime(old, (0, 0))
+    os.utime(old, (0, 0))
     store()
     assert new.exists() and not old.exists()
 
@@ -254,7 +255,7 @@ def test_the_disk(store, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"need 1.66e-05 GB more, and '.*' has 1e-06 GB left; set --targets_dir"):
         store()  # four files of 5 x 13 x 16 float32
     monkeypatch.undo()
-    monkeypatch.setattr(targets, "save_file", lambda tensors, file: (file.write_bytes(b"half"), targets.os.stat("/nowhere")))
+    monkeypatch.setattr(targets, "save_file", lambda tensors, file: (file.write_bytes(b"half"), os.stat("/nowhere")))
     with pytest.raises(RunError, match="Cannot keep targets in .*No such file.* Set --targets_dir to a disk with room"):
         store()
     assert not [file for file in (tmp_path / "targets").rglob("*") if file.is_file()]

@@ -1,13 +1,13 @@
 """`audit.json`: what of an audit is finished."""
 
 import json
-import os
 import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import InputError
+from ..storage import differences, read_json, write_json
 from .verdicts import SUPPRESSED, overall, verdicts
 
 
@@ -21,9 +21,9 @@ class Book:
     def __init__(self, file: Path, options: dict):
         self.file, options = file, json.loads(json.dumps(options))
         self.content = {"options": options, "sets": {}, "parts": {}}
-        if file.is_file():
-            old = json.loads(file.read_text())
-            changed = sorted(k for k in old["options"].keys() | options.keys() if old["options"].get(k) != options.get(k))
+        old = read_json(file)
+        if old:
+            changed = differences(old["options"], options)
             if changed:
                 raise InputError(
                     f"'{file}' holds an audit under other options ({', '.join(changed)}); give them again, or move the file away."
@@ -52,6 +52,4 @@ class Book:
         self.write()
 
     def write(self) -> None:
-        new = self.file.with_suffix(".json.new")
-        new.write_text(json.dumps(self.content, indent=1))
-        os.replace(new, self.file)
+        write_json(self.file, self.content)

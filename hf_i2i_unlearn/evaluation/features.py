@@ -1,9 +1,9 @@
 """A feature network: what pictures are measured by. It knows its input and says in a report what it is."""
 
-import hashlib
-
 import torch
 from torch import nn
+
+from ..storage import content_hash
 
 
 class FeatureNetwork(nn.Module):
@@ -118,11 +118,7 @@ def _last(line):
 
 def hash_weights(network: nn.Module) -> str:
     """sha256 over names, shapes and values of a state dict; the same wherever and however often the weights are loaded."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()
+    return content_hash(sorted(network.state_dict().items()))
 
 
 def _short(value) -> str:

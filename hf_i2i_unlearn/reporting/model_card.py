@@ -1,7 +1,6 @@
 """The card of an unlearned checkpoint: metadata that the Hub reads, and a text that stands on its own."""
 
 import json
-import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from ..errors import InputError
 from ..evaluation.tables import FIGURES, markdown_table
 from ..methods.method import METHODS
 from ..models.auto import DEMOS
+from ..storage import write_aside
+from .run_folder import AUDITED, CARD, RunFolder
+from .sections import audit_section, evaluation_section
 
 CITATION = """@inproceedings{li2024machine,
   title = {Machine Unlearning for Image-to-Image Generative Models},
@@ -180,6 +182,17 @@ def write_card(
     return card
 
 
+def write_section(folder, title: str) -> None:
+    """Set a section of the card from the folder's data: "Audit" from audit.json, others from evaluation.json. The rest stays.
+
+    Raises:
+        InputError: there is no card.
+    """
+    run = RunFolder(folder)
+    text, results = audit_section(run.audit) if title == AUDITED else evaluation_section(run.evaluation[title])
+    update_card(folder, title, text, results)
+
+
 def update_card(folder, title: str, text: str, results: list[EvalResult] = ()) -> None:
     """Set the section `## title` of the card in `folder`, and add results to its metadata.
 
@@ -192,24 +205,36 @@ def update_card(folder, title: str, text: str, results: list[EvalResult] = ()) -
     Raises:
         InputError: there is no card.
     """
-    file = Path(folder) / "README.md"
-    if not file.is_file():
-        raise InputError(f"'{folder}' has no card (README.md) to add to; give the output folder of an unlearning run.")
-    card = ModelCard.load(file)
-    sections = re.split(r"(?m)^(?=## )", card.text)
-    new = f"## {title}\n\n{text.strip()}\n\n"
-    old = [i for i, section in enumerate(sections) if section.splitlines()[:1] == [f"## {title}"]]
-    before = [i for i, section in enumerate(sections) if section.startswith("## Limits")]
-    if old:
-        sections[old[0]] = new
+    run = RunFolder(folder)
+    if not run.card.is_file():
+        raise InputError(f"'{folder}' has no card ({CARD}) to add to; give the output folder of an unlearning run.")
+    card = ModelCard.load(run.card)
+    sections = split_sections(card.text)
+    place = [i for i, (name, _) in enumerate(sections) if name == title]
+    before = [i for i, (name, _) in enumerate(sections) if name.startswith("Limits")]
+    new = (title, f"## {title}\n\n{text.strip()}\n\n")
+    if place:
+        sections[place[0]] = new
     else:
         sections.insert(before[0] if before else len(sections), new)
-    card.text = "".join(sections)
+    card.text = "".join(section for _, section in sections)
     if results:
-        kept = {_result_key(r): r for r in [*(card.data.eval_results or []), *results]}
-        card.data.eval_results = list(kept.values())
-        card.data.model_name = card.data.model_name or Path(folder).resolve().name  # a model-index needs one
-    card.save(file)
+        card.data.eval_results = list({_result_key(r): r for r in [*(card.data.eval_results or []), *results]}.values())
+        card.data.model_name = card.data.model_name or run.name  # a model-index needs one
+    write_aside(run.card, card.save)
+
+
+def split_sections(text: str) -> list[tuple[str, str]]:
+    """[(title, Markdown with its heading)] of the parts that begin with `## `, after what stands above them, titled ""."""
+    sections, fence = [["", ""]], ""
+    for line in text.splitlines(keepends=True):
+        mark = line.lstrip()[:3]
+        if mark in ("```", "~~~") and fence in ("", mark):  # what looks like a heading in code is none
+            fence = "" if fence else mark
+        if line.startswith("## ") and not fence:
+            sections.append([line[3:].strip(), ""])
+        sections[-1][1] += line
+    return [tuple(section) for section in sections]
 
 
 def _result_key(result: EvalResult):

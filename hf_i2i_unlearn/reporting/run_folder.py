@@ -1,70 +1,161 @@
-"""Folders of results: what is finished is kept, and never mixed with what was made under other options."""
+"""The folder of a run: its files, their format, and who may write over what.
 
-import json
-from dataclasses import MISSING, fields
+    run.yaml         the options, as `--config` reads them                     run.json         the facts that card and report show
+    figures.json     what `Evaluator` measured: {set: {name: number}}          evaluation.json  what was measured later: {section: tables}
+    audit.json       parts and verdicts of an audit                            README.md        the card
+
+Nobody else spells these names. run.json and evaluation.json say which format they have.
+"""
+
+from dataclasses import MISSING, asdict, fields
 from enum import Enum
 from pathlib import Path
 
 import yaml
+from huggingface_hub import EvalResult
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from ..storage import differences, kept, read_json, write_json, write_text  # noqa: F401 (callers of before)
+
+OPTIONS, RECORD, FIGURES, EVALUATION, AUDIT = "run.yaml", "run.json", "figures.json", "evaluation.json", "audit.json"
+CARD, REPORT, PICTURE = "README.md", "report.html", "before_after.png"
+NETWORKS, RESULTS = "networks.json", "results.json"  # of a folder of measurements
+
+FORMAT = 1  # of RECORD and EVALUATION; a reader refuses a newer one
+
+METRICS, TRAINING_METRICS, AUDITED = "Metrics", "Metrics on training pictures", "Audit"  # sections of the card that come later
 
 
-def claim_folder(folder, *instances, what: str = "figures", free=(), leave_out=(), networks: list[dict] | None = None) -> None:
-    """Write run.yaml (`write_run`) and networks.json to a folder of results, which may hold some of the same options already.
+class RunFolder:
+    """What a run has left behind, as data. What is not there reads as {}.
 
     Args:
-        instances: the options. what: the folder holds, for the message. free: options that may differ from time to time.
-        leave_out: options that are not written. networks: how feature networks describe themselves.
-
-    Raises:
-        InputError: the folder holds results of other options or networks.
+        path: the folder; it need not exist yet.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file, new, networks_file = folder / "run.yaml", folder / "run.yaml.new", folder / "networks.json"
-    write_run(new, *instances, leave_out=leave_out)
-    if file.exists():
-        old, wanted = ({k: v for k, v in yaml.safe_load(f.read_text()).items() if k not in free} for f in (file, new))
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def card(self) -> Path:
+        """The file of the card."""
+        return self.path / CARD
+
+    @property
+    def picture(self) -> Path:
+        """The file of the before/after grid."""
+        return self.path / PICTURE
+
+    @property
+    def report(self) -> Path:
+        """The file of the report."""
+        return self.path / REPORT
+
+    @property
+    def options(self) -> dict:
+        """The options of the run: those of its recipe, and what the Trainer's differ in from their defaults."""
+        file = self.path / OPTIONS
+        return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+
+    def write_options(self, *instances, leave_out=()) -> None:
+        """Write option dataclasses; see `write_run`."""
+        write_run(self.path / OPTIONS, *instances, leave_out=leave_out)
+
+    @property
+    def figures(self) -> dict:
+        """What `Evaluator` returned, {"retain": {...}, "forget": {...}}, and "retain_bound" where the run had one."""
+        return read_json(self.path / FIGURES)
+
+    def write_figures(self, figures: dict, bound: dict | None = None) -> None:
+        """Keep figures; `bound` is what `UnlearningTrainer.bound_report` returned."""
+        write_json(self.path / FIGURES, figures | ({"retain_bound": bound} if bound else {}))
+
+    @property
+    def record(self) -> dict:
+        """The facts of the run, see `write_record`.
+
+        Raises:
+            InputError: a newer version wrote them.
+        """
+        return self._versioned(RECORD)
+
+    def write_record(self, facts: dict) -> None:
+        """Keep what card and report say of the run: `reporting.facts` lists the names. Nothing secret may be among them."""
+        write_json(self.path / RECORD, {"format": FORMAT} | facts)
+
+    @property
+    def evaluation(self) -> dict[str, dict]:
+        """{section of the card: {"text", "tables", "command", "results"}}, see `write_evaluation`.
+
+        Raises:
+            InputError: a newer version wrote it.
+        """
+        return self._versioned(EVALUATION).get("sections", {})
+
+    def write_evaluation(
+        self, section: str, tables: list[dict], text: str = "", command: str = "", results: list[EvalResult] = ()
+    ) -> None:
+        """Keep what was measured after the run, in place of an older measurement of the same section.
+
+        Args:
+            section: its title in the card: `METRICS` or `TRAINING_METRICS`, or another. tables: {"title", "caption", "head": [str],
+                "rows": [[str]]}; consecutive tables of one title stand under one heading, each below its caption. text: a paragraph before them.
+            command: that measured. results: for the card's metadata.
+        """
+        results = [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
+        new = {"text": text, "tables": tables, "command": command, "results": results}
+        write_json(self.path / EVALUATION, {"format": FORMAT, "sections": self.evaluation | {section: new}})
+
+    @property
+    def audit(self) -> dict:
+        """Options, parts and, once it is finished, verdicts of an audit."""
+        return read_json(self.path / AUDIT)
+
+    def write_audit(self, content: dict) -> None:
+        write_json(self.path / AUDIT, content)
+
+    def claim(self, *instances, what: str = "figures", free=(), leave_out=(), networks: list[dict] | None = None) -> None:
+        """Write options and networks to a folder of results, which may hold some of the same options already.
+
+        Args:
+            instances: the options. what: the folder holds, for the message. free: options that may differ from time to time.
+            leave_out: options that are not written. networks: how feature networks describe themselves.
+
+        Raises:
+            InputError: the folder holds results of other options or networks.
+        """
+        text = yaml.safe_dump(plain_options(*instances, leave_out=leave_out), sort_keys=False)
+        wanted = yaml.safe_load(text)
+        if (self.path / OPTIONS).is_file():
+            changed = differences(*({k: v for k, v in o.items() if k not in free} for o in (self.options, wanted)))
+            if networks is not None and read_json(self.path / NETWORKS) != networks:
+                changed = sorted([*changed, "networks"])
+            if changed:
+                raise InputError(
+                    f"'{self.path}' holds {what} made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
+                )
         if networks is not None:
-            old["networks"] = json.loads(networks_file.read_text()) if networks_file.exists() else None
-            wanted["networks"] = networks
-        changed = sorted(k for k in old.keys() | wanted.keys() if old.get(k) != wanted.get(k))
-        if changed:
-            new.unlink()
+            write_json(self.path / NETWORKS, networks)
+        write_text(self.path / OPTIONS, text)
+
+    def _versioned(self, name) -> dict:
+        content = read_json(self.path / name)
+        if content.get("format", FORMAT) > FORMAT:
             raise InputError(
-                f"'{folder}' holds {what} made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
+                f"'{self.path / name}' has format {content['format']}, and this version of hf_i2i_unlearn reads formats up to {FORMAT}; "
+                "update the package."
             )
-    if networks is not None:
-        write_json(networks_file, networks)
-    new.replace(file)
+        return content
 
 
-def write_json(file, content) -> None:
-    """Write a file at once: a run that is killed leaves no half of it."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(file.name + ".new")
-    new.write_text(json.dumps(content, indent=1))
-    new.replace(file)
-
-
-def kept(file, key: dict, make, accelerator=None):
-    """What `make()` returns, made once: `file` holds it with its key, and is read again as long as the key is the same.
-
-    With several processes (`accelerator`) all call this; one writes.
-    """
-    file = Path(file)
-    content = json.loads(file.read_text()) if file.exists() else {}
-    if accelerator:
-        accelerator.wait_for_everyone()  # nobody writes before everybody knows what is missing
-    if content.get("key") == key:
-        return content["result"]
-    result = make()
-    if accelerator is None or accelerator.is_main_process:
-        write_json(file, {"key": key, "result": result})
-    return result
+def claim_folder(folder, *instances, **options) -> None:
+    """`RunFolder(folder).claim(...)`."""
+    RunFolder(folder).claim(*instances, **options)
 
 
 def refuse_full_folder(output_dir: str, resuming: bool) -> None:
@@ -78,7 +169,12 @@ def refuse_full_folder(output_dir: str, resuming: bool) -> None:
 
 
 def write_run(path, *instances, leave_out=()) -> None:
-    """Write the options of a run as YAML that `--config` reads: ours in full, the Trainer's where they are not the default.
+    """Write the options of a run as YAML that `--config` reads: see `plain_options`."""
+    write_text(path, yaml.safe_dump(plain_options(*instances, leave_out=leave_out), sort_keys=False))
+
+
+def plain_options(*instances, leave_out=()) -> dict:
+    """Option dataclasses as what YAML can hold: ours in full, the Trainer's where they are not the default.
 
     Access tokens are left out, and the options named in `leave_out`.
     """
@@ -95,7 +191,7 @@ def write_run(path, *instances, leave_out=()) -> None:
             secret = "token" in option.name or option.name in leave_out
             if not secret and option.init and (ours or value != default):
                 options[option.name] = _plain(value)
-    Path(path).write_text(yaml.safe_dump(options, sort_keys=False))
+    return options
 
 
 def _plain(value):

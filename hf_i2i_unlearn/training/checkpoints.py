@@ -5,7 +5,6 @@ removes it; any other fault removes it at once.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError, RunError
+from ..storage import flush
 
 logger = logging.getLogger(__name__)
 
@@ -70,44 +70,29 @@ def publish_checkpoint(written: Path, checkpoint: Path, state: TrainerState) -> 
         written: the folder, in `ASIDE`. state: written again, as its `best_model_checkpoint` must name no folder in `ASIDE`.
     """
     state.save_to_json(str(written / STATE))
-    flush(written)
+    flush_all(written)
     if checkpoint.exists():
         os.rename(checkpoint, written.with_name("replaced"))
     os.rename(written, checkpoint)
-    _flush_one(checkpoint.parent)
+    flush(checkpoint.parent)
     remove_aside(checkpoint.parent)
 
 
 def publish_files(written: Path, folder: Path) -> None:
     """Move all files from `written` into `folder`, weights last: a folder without them loads nowhere."""
-    flush(written)
+    flush_all(written)
     files = sorted((f for f in written.rglob("*") if f.is_file()), key=lambda f: (".safetensors" in f.name, str(f)))
     for file in files:
         target = folder / file.relative_to(written)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)
-    _flush_one(folder)
+    flush(folder)
 
 
-def flush(folder: Path) -> None:
-    """Have all files of a folder on the disk: a name must not survive a power cut that its content does not.
-
-    Raises:
-        OSError: a fault that the file system kept to itself so far, such as a full disk over the network.
-    """
+def flush_all(folder: Path) -> None:
+    """Have all files of a folder on the disk, see `storage.flush`."""
     for path in [*folder.rglob("*"), folder]:
-        _flush_one(path)
-
-
-def _flush_one(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems that cannot do it for a folder
-            raise
-    finally:
-        os.close(descriptor)
+        flush(path)
 
 
 @contextlib.contextmanager

@@ -4,15 +4,11 @@ A file's folder is a hash of all that its content depends on: weights and settin
 their order, the image processor, the precision and the versions of the libraries. Whatever changes, the folder is another one.
 """
 
-import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 import time
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
 import diffusers
@@ -30,11 +26,12 @@ from ..data.streams import ForgetRetainStream
 from ..errors import InputError, RunError
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
+from ..storage import ASIDE, content_hash, write_aside
 
 logger = logging.getLogger(__name__)
 
 
-LAYOUT = 1  # of the files; a new number leaves the old ones alone
+LAYOUT = 2  # of the files; a new number leaves the old ones alone
 
 
 SHARD = 256  # pictures in a file, which are what an interrupted computation can lose
@@ -67,7 +64,7 @@ class TargetStore:
         self.folder = Path(folder or cached_assets_path("hf_i2i_unlearn", namespace="targets"))
         self.original, self.mask = original, mask
         versions = [library.__version__ for library in (torch, transformers, diffusers)]
-        self.identity = hash_of(itertools.chain([LAYOUT, versions, precision, mask], identity(original)))
+        self.identity = content_hash(itertools.chain([LAYOUT, versions, precision, mask], identity(original)))
 
     def retain(self, rows, reader: ImageReader, batch_size: int = 64, accelerator=None, progress: bool = True):
         """Targets of all rows, as `RetainTargets`; those that are not on disk yet are computed, a share by each process.
@@ -78,7 +75,7 @@ class TargetStore:
         """
         rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         processor = reader.processor.to_dict() if hasattr(reader.processor, "to_dict") else vars(reader.processor)
-        key = hash_of(itertools.chain([self.identity, "retain", processor, reader.decoder.mode], map(content, rows)))
+        key = content_hash(itertools.chain([self.identity, "retain", processor, reader.decoder.mode], map(content, rows)))
         targets = RetainTargets(self.folder / key, len(rows))
         remove_stale(self.folder / key)
         shards = [k for k, file in enumerate(targets.files) if not readable(file)]
@@ -99,7 +96,7 @@ class TargetStore:
     def forget(self, noise, count: int, kind: str, seed: int, make) -> torch.Tensor:
         """The fixed forget target that `make` computes from `count` draws of `noise`, or the same from an earlier run."""
         device = next(self.original.parameters()).device.type  # whose random numbers are its own
-        key = hash_of([self.identity, "forget", kind, count, seed, device, type(noise).__name__, vars(noise)])
+        key = content_hash([self.identity, "forget", kind, count, seed, device, type(noise).__name__, vars(noise)])
         file = self.folder / key / "0.safetensors"
         if not readable(file):
             save(make(), file)
@@ -147,23 +144,16 @@ class RetainTargets:
 
 
 def save(targets: torch.Tensor, file: Path) -> None:
-    """Write aside and rename, so that a file is whole or not there. Raises RunError where the disk refuses."""
-    aside = file.with_name(f"{uuid.uuid4().hex}.part")
+    """Write a file of targets at once. Raises RunError where the disk refuses."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"targets": targets.detach().cpu().contiguous()}, aside)
-        with open(aside, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(aside, file)
+        write_aside(file, lambda aside: save_file({"targets": targets.detach().cpu().contiguous()}, aside))
     except (OSError, SafetensorError) as error:
         raise RunError(f"Cannot keep targets in '{file.parent}': {error}. Set --targets_dir to a disk with room.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path) -> None:
     """Remove what a killed run has left half-written; nobody takes an hour to write one file."""
-    for file in folder.glob("*.part"):
+    for file in folder.glob(ASIDE):
         if file.stat().st_mtime < time.time() - 3600:
             file.unlink(missing_ok=True)
 
@@ -193,8 +183,7 @@ def identity(original: I2IModel):
     yield {k: v for k, v in config.items() if k != "_name_or_path"}
     for name, tensor in sorted(plain.state_dict().items()):
         if not (plain is not model and ".lora_" in name):
-            yield name.replace(".base_layer.", ".")
-            yield tensor
+            yield name.replace(".base_layer.", "."), tensor
 
 
 def content(row: dict) -> bytes:
@@ -207,26 +196,3 @@ def content(row: dict) -> bytes:
             return file.read()
     except OSError:  # the reader refuses or skips it
         return b"unreadable"
-
-
-def hash_of(parts: Iterable) -> str:
-    """Hexadecimal SHA-256 over tensors (dtype, shape, bytes), bytes, and whatever else is written as JSON."""
-    digest = hashlib.sha256()
-    for part in parts:
-        _update(digest, part)
-    return digest.hexdigest()
-
-
-def _update(digest, part):
-    if isinstance(part, torch.Tensor):
-        _update(digest, f"{part.dtype} {tuple(part.shape)}")
-        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(part, dict):
-        _update(digest, f"dict of {len(part)}")
-        for name, value in sorted(part.items()):
-            _update(digest, str(name))
-            _update(digest, value)
-    else:
-        data = part if isinstance(part, bytes) else json.dumps(part, default=repr, sort_keys=True).encode()
-        digest.update(f"{len(data)} ".encode())
-        digest.update(data)

@@ -1,0 +1,70 @@
+"""Sections of a card from data: what was measured after the run, and the audit."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from .run_folder import AUDIT
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    """A Markdown table. Cells are taken as they are: Markdown, without line breaks."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def cell(text) -> str:
+    """Text as it may stand in a cell."""
+    return str(text).replace("|", "\\|")
+
+
+def evaluation_section(content: dict) -> tuple[str, list[EvalResult]]:
+    """Text and metadata of a section of evaluation.json, see `RunFolder.write_evaluation`."""
+    parts, title = [content["text"]] if content["text"] else [], None
+    for one in content["tables"]:
+        if one.get("title") != title:
+            title = one.get("title")
+            parts += [f"### {title}"] if title else []
+        parts += [one["caption"]] if one.get("caption") else []
+        parts.append(table(one["head"], one["rows"]))
+    parts += [f"```bash\n{content['command']}\n```"] if content["command"] else []
+    return "\n\n".join(parts), [EvalResult(**result) for result in content["results"]]
+
+
+def audit_section(audit: dict) -> tuple[str, list[EvalResult]]:
+    """Text and metadata of a finished audit, as audit.json holds it."""
+    rows = [[cell(v["title"]), f"**{v['status']}**", cell(v["finding"])] for v in audit["verdicts"]]
+    caveats = {}  # the same caveat once, with all the tests that it holds for
+    for v in audit["verdicts"]:
+        if v["caveat"]:
+            caveats.setdefault(v["caveat"], []).append(v["title"])
+    parts = [
+        audit["overall"],
+        audit["suppression"],
+        table(["test", "verdict", "what was measured"], rows),
+        "Caveats:",
+        "\n".join(f"- {', '.join(titles)}: {caveat}" for caveat, titles in caveats.items()),
+        f"```bash\n{audit['command']}\n```",
+        f"All figures and curves are in `{AUDIT}`.",
+    ]
+    return "\n\n".join(parts), _audit_results(audit)
+
+
+def _audit_results(audit):
+    parts, dataset, found = audit["parts"], audit["sets"]["dataset"], []
+    dataset = Path(dataset).name if Path(dataset).exists() else dataset
+
+    def add(split, kind, name, value):
+        found.append(
+            EvalResult("image-to-image", dataset, dataset, kind, round(value, 4), dataset_config=split, metric_name=name)
+        )
+
+    for split in ("forget", "retain"):
+        part = parts.get(f"membership/{split}", {})
+        for when in ("before", "after"):
+            if when in part:
+                add(split, "membership_auc", f"AUC of membership inference, {when} unlearning", part[when]["auc"])
+    mine = parts.get("relearning/unlearned", {})
+    if mine.get("steps") is not None:
+        add("forget", "relearning_steps", f"steps of training on {mine['pictures']} forget pictures to relearn", mine["steps"])
+    return found
