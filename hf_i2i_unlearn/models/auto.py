@@ -1,5 +1,6 @@
 """One loader for all that this package reads and writes: checkpoints of every family, and patches on top of an original."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,74 +9,115 @@ from transformers.utils import cached_file
 
 from .. import demo
 from ..errors import InputError
-from .base import I2IModel
-from .diffusion.modeling import I2IUNet
-from .mae.modeling import I2IMAE
-from .mage.modeling import I2IMage
+from .base import HUB, I2IModel
 
 # Originals that come with the package, by the names that `--model` knows them by.
 DEMOS = {"mnist-demo": demo.MAE, "mnist-demo-unet": demo.UNET, "mnist-demo-mage": demo.MAGE}
 
+# What config.json calls the model (`model_type` of transformers, `_class_name` of diffusers) -> module:class. A family is
+# imported when it is met, for the libraries of the others take seconds to import.
+FAMILIES = {
+    "vit_mae": "mae.modeling:I2IMAE",
+    "mage": "mage.modeling:I2IMage",
+    "UNet2DModel": "diffusion.modeling:I2IUNet",
+    "UNet2DConditionModel": "diffusion.modeling:I2IUNet",
+}
 
-# What config.json calls the model: `model_type` of transformers, `_class_name` of diffusers.
-FAMILIES = {"vit_mae": I2IMAE, "mage": I2IMage, "UNet2DModel": I2IUNet, "UNet2DConditionModel": I2IUNet}
-
+PIPELINE = "UNet2DModel"  # the kind that reads whole pipelines of diffusers
 
 PATCHES_FILE = "patches.json"  # beside a patch that was trained on top of others: their Hub ids or folders, lowest first
 
 
-HUB = ("revision", "token", "cache_dir", "local_files_only")
-
-
-def load_model(path: str, patches: list[str] = (), **kwargs) -> I2IModel:
-    """A model of the family that the checkpoint's own configuration names.
+def load_model(path: str, patches: list[str] = (), family: type[I2IModel] | None = None, **options) -> I2IModel:
+    """A model of the family that the checkpoint's own configuration names, or of a given one.
 
     Args:
-        path: Hub id or folder of a checkpoint, of a diffusers pipeline, or of a patch, which brings its original and the patches
-            below it; or a demo's name.
+        path: Hub id or folder of a checkpoint, of a diffusers pipeline, or of a patch, which brings its original and the
+            patches below it; or a demo's name.
         patches: Hub ids or folders of patches to put on top, in this order.
-        kwargs: of the family's `from_pretrained`; its revision is that of `path`.
+        family: a class that reads the checkpoint, such as one of your own: a subclass of `I2IModel` with a class method
+            `from_pretrained(path, **options)`. None finds one of the package's by `family_of`.
+        options: of the family's `from_pretrained`; its revision is that of `path`.
 
     Raises:
-        InputError: nothing there, or a model of no known family.
+        InputError: nothing there, a model of no known family, or a `family` that is none.
     """
-    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    check_family(family)
+    hub = {name: options[name] for name in HUB if name in options}
     original, below = split_patch(path, **hub)
     if below:
-        revision = kwargs.pop("revision", None)
+        revision = options.pop("revision", None)
         if revision is not None:  # peft takes a patch from the main branch
-            below[-1] = snapshot_download(path, revision=revision, **{name: kwargs[name] for name in HUB if name in kwargs})
-        return load_model(original, [*below, *patches], **kwargs)
+            below[-1] = snapshot_download(path, revision=revision, **{name: options[name] for name in HUB if name in options})
+        return load_model(original, [*below, *patches], family, **options)
     path = DEMOS.get(path, path)
-    if kwargs.get("subfolder") is None and config_file(path, "model_index.json", **hub):
-        family = I2IUNet
-    else:
-        config = config_file(path, "config.json", subfolder=kwargs.get("subfolder") or "", **hub)
-        if config is None:
-            raise InputError(f"'{path}' has no config.json and no adapter_config.json; give a checkpoint or a patch.")
-        kind = config.get("_class_name") or config.get("model_type")
-        if kind not in FAMILIES:
-            raise InputError(f"'{path}' holds a '{kind}' model; known are {', '.join(FAMILIES)}.")
-        family = FAMILIES[kind]
-    model = family.from_pretrained(path, **kwargs)
+    if family is None:
+        family = _family_of(path, options.get("subfolder"), **hub)
+    model = family.from_pretrained(path, **options)
     if patches:
-        from .patches import load_patches
+        from .patches import load_patches  # which reads PATCHES_FILE of this module
 
         load_patches(model, patches)
     return model
 
 
-def family_options(run: dict, generation_steps: int | None = None) -> dict:
-    """What `load_model` takes besides the path, from the options of a run (its run.yaml) of any family's recipe."""
-    names = {"denoising_steps": "steps", "decoding_steps": "steps"} | {
-        n: n for n in (
-            "subfolder", "image_size", "patch_size", "combine", "train_time_embedding", "temperature", "margin", "blank_hole",
-            "feather", "train_word_embeddings", "code_temperature", "toward_mean",
+def family_of(path: str, subfolder: str | None = None, **hub) -> type[I2IModel]:
+    """The class that `load_model` reads a checkpoint or a patch's original with; its `family` is one word. No weights are read.
+
+    Args:
+        path, subfolder: as in `load_model`. hub: revision, token, cache_dir, local_files_only.
+
+    Raises:
+        InputError: nothing there, or a model of no known family.
+    """
+    original, below = split_patch(path, **hub)
+    if below:  # the revision is the patch's
+        hub.pop("revision", None)
+    return _family_of(DEMOS.get(original, original), subfolder, **hub)
+
+
+def _family_of(path: str, subfolder: str | None, **hub) -> type[I2IModel]:
+    if subfolder is None and config_file(path, "model_index.json", **hub):
+        return family_class(PIPELINE)
+    config = config_file(path, "config.json", subfolder=subfolder or "", **hub)
+    if config is None:
+        raise InputError(f"'{path}' has no config.json and no adapter_config.json; give a checkpoint or a patch.")
+    kind = config.get("_class_name") or config.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(
+            f"'{path}' holds a '{kind}' model; known are {', '.join(FAMILIES)}. For another give load_model its `family`, a "
+            "subclass of I2IModel."
         )
-    }  # fmt: skip
-    found = {names[key]: value for key, value in run.items() if key in names and value is not None}
-    if run.get("mask_rate") == "mage":
-        found["mask_rate"] = "mage"
+    return family_class(kind)
+
+
+def family_class(kind: str) -> type[I2IModel]:
+    """The family that reads what config.json calls `kind`, one of `FAMILIES`."""
+    module, name = FAMILIES[kind].split(":")
+    return getattr(importlib.import_module(f".{module}", __package__), name)
+
+
+def check_family(family) -> None:
+    """Raise InputError unless `family` is None or a class that `load_model` can read a checkpoint with."""
+    if family is None:
+        return
+    is_family = isinstance(family, type) and issubclass(family, I2IModel)
+    if not is_family or not callable(getattr(family, "from_pretrained", None)):
+        name = family.__name__ if isinstance(family, type) else repr(family)
+        raise InputError(f"family is {name}, expected a subclass of I2IModel with a class method from_pretrained(path, ...).")
+
+
+def family_options(run: dict, generation_steps: int | None = None, family: type[I2IModel] | None = None) -> dict:
+    """What `load_model` takes besides the path, from the options of a run.
+
+    Args:
+        run: the options, as its run.yaml holds them. What is None or "none" there is left to the family.
+        generation_steps: takes the place of the run's `steps`, if it has them.
+        family: whose `run_options` count; None: those of all families of the package.
+    """
+    families = [family] if family else [family_class(kind) for kind in FAMILIES]
+    names = {name: argument for one in families for name, argument in one.run_options.items()}
+    found = {names[name]: value for name, value in run.items() if name in names and value not in (None, "none")}
     if generation_steps is not None and "steps" in found:
         found["steps"] = generation_steps
     return found

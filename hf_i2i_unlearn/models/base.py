@@ -9,6 +9,8 @@ from torch import nn
 
 from ..errors import InputError
 
+HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of `from_pretrained` on where files are fetched
+
 
 class I2IModel(nn.Module, abc.ABC):
     """h = D o E (eq. 1) around a library's own model, which stays loadable by its own library.
@@ -22,6 +24,7 @@ class I2IModel(nn.Module, abc.ABC):
 
     model: nn.Module
     family: str  # one word for cards and messages
+    run_options: dict[str, str] = {}  # {option of a recipe, as run.yaml holds it: argument of `from_pretrained`}
     training_only = None  # a module that training needs beside the model; checkpoints have it, results do not
     patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
     noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target

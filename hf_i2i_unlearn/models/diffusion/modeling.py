@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import InputError
-from ..base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
+from ..base import FOR_SAMPLING, FOR_TRAINING, HUB, I2IModel, seeded
 from .folders import Pipeline, copy_components, find_file, find_pipeline, load_scheduler, scheduler_class
 from .schedules import gamma_at, on_schedule, plain_config, prediction_type, same_schedule
 
@@ -26,9 +26,6 @@ COMBINE = ("concat", "mean")
 
 
 TEACHER_CONDITIONS = ("picture", "noise")
-
-
-HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
 SETTINGS = "i2i_model.json"
@@ -82,6 +79,9 @@ class I2IUNet(I2IModel):
     """
 
     family = "diffusion"
+    run_options = {"denoising_steps": "steps"} | {
+        name: name for name in ("subfolder", "image_size", "patch_size", "combine", "train_time_embedding")
+    }
     noise_target_is_shared = False  # E0(T(x), n, eta) depends on the visible part of each picture
     draws_beside_t = True  # time and noise
     kind = UNet2DModel  # of the inner model

@@ -25,6 +25,7 @@ class I2IMAE(I2IModel):
     """
 
     family = "mae"
+    run_options = {"subfolder": "subfolder"}
 
     def __init__(self, model: ViTMAEForPreTraining):
         super().__init__()

@@ -12,14 +12,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from ...errors import InputError
-from ..base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
+from ..base import FOR_SAMPLING, FOR_TRAINING, HUB, I2IModel, seeded
 from .hf.decoding_mage import fill_hole, truncated_normal
 from .hf.modeling_mage import MageModel
 
 MASK_RATES = (None, "mage")
-
-
-HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
 class MageDraw(NamedTuple):
@@ -60,6 +57,12 @@ class I2IMage(I2IModel):
     """
 
     family = "mage"
+    run_options = {"decoding_steps": "steps"} | {
+        name: name for name in (
+            "subfolder", "temperature", "code_temperature", "toward_mean", "margin", "mask_rate", "blank_hole",
+            "train_word_embeddings", "feather",
+        )
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class I2IMage(I2IModel):
         Raises:
             InputError: nothing there, a checkpoint of another kind, sizes that do not fit, or weights missing.
         """
-        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in (*HUB, "subfolder") if name in kwargs}
         loading = {"dtype": kwargs.pop("dtype", torch.float32)}
         if "attn_implementation" in kwargs:
             loading["attn_implementation"] = kwargs.pop("attn_implementation")
