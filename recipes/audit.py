@@ -21,7 +21,7 @@ from hf_i2i_unlearn.commands.cli import command_line, parse, run
 from hf_i2i_unlearn.reporting.model_card import write_section
 from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
 
-DEMO = Path(__file__).parent / "configs" / "audit_mnist_mae.yaml"
+DEMO = "audit_mnist_mae"
 
 
 @dataclass

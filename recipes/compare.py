@@ -30,7 +30,7 @@ from hf_i2i_unlearn.originals.quality import load_original
 from hf_i2i_unlearn.reporting.plots import completion_grid, frontier
 from hf_i2i_unlearn.reporting.run_folder import claim_folder
 
-DEMO = Path(__file__).parent / "configs" / "compare_mnist_mae.yaml"
+DEMO = "compare_mnist_mae"
 
 
 @dataclass

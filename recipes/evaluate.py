@@ -26,7 +26,7 @@ from huggingface_hub import EvalResult
 from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import Evaluator, ImageReader, InputError, load_model, load_processor, merge
-from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.commands.cli import command_line, find_config, parse, run
 from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, parse_corruption
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
@@ -40,7 +40,7 @@ from hf_i2i_unlearn.reporting.model_card import update_card
 from hf_i2i_unlearn.reporting.plots import completion_grid, embedding_map, metric_curves
 from hf_i2i_unlearn.reporting.run_folder import claim_folder, write_json
 
-DEMO = Path(__file__).parent / "configs" / "evaluate_mnist_mae.yaml"
+DEMO = "evaluate_mnist_mae"
 METRICS = {"fid": "Frechet distance", "inception_score": "Inception score", "similarity": "similarity", "accuracy": "accuracy"}
 ABLATIONS = ("alpha", "retain_per_class", "noise", "max_steps", "learning_rate")
 FREE = {
@@ -230,7 +230,8 @@ def read_arguments():
     early.add_argument("--config")
     given, rest = early.parse_known_args()
     if given.models is None and given.config is None and Path("unlearned-mnist-mae").is_dir():
-        given.config = str(DEMO)
+        given.config = DEMO
+    given.config = given.config and str(find_config(given.config))
     options = (yaml.safe_load(Path(given.config).read_text()) or {}) if given.config and Path(given.config).is_file() else {}
     words = given.models if given.models is not None else options.get("models") or []
     runs = {}

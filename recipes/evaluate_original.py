@@ -38,7 +38,7 @@ from hf_i2i_unlearn.reporting.model_card import update_card
 from hf_i2i_unlearn.reporting.plots import completion_grid
 from hf_i2i_unlearn.reporting.run_folder import claim_folder, kept
 
-DEMO = Path(__file__).parent / "configs" / "evaluate_original_mnist_mae.yaml"
+DEMO = "evaluate_original_mnist_mae"
 SECTION = "Against trivial completions"
 FREE = ("models", "trivial", "corruptions", "output_dir", "batch_size", "pictures", "use_cpu", "card", "streaming")
 

@@ -40,7 +40,7 @@ from hf_i2i_unlearn.originals.quality import load_original
 from hf_i2i_unlearn.reporting.plots import frontier, metric_curves
 from hf_i2i_unlearn.reporting.run_folder import claim_folder, write_json
 
-DEMO = Path(__file__).parent / "configs" / "tables_mnist_mae.yaml"
+DEMO = "tables_mnist_mae"
 
 
 class Tables:

@@ -23,7 +23,7 @@ from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP, load_featur
 from hf_i2i_unlearn.models.auto import DEMOS
 from hf_i2i_unlearn.originals.quality import original_table
 
-DEMO = Path(__file__).parent / "configs" / "unet_levels_mnist.yaml"
+DEMO = "unet_levels_mnist"
 
 
 @dataclass

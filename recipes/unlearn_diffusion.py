@@ -10,7 +10,6 @@ device.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from diffusers import DDIMScheduler, DDPMScheduler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -21,7 +20,7 @@ from hf_i2i_unlearn.commands.options import RunArguments
 from hf_i2i_unlearn.commands.unlearn import prepare_run, unlearn
 from hf_i2i_unlearn.models.auto import DEMOS
 
-DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_diffusion.yaml"
+DEMO = "unlearn_mnist_diffusion"
 SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 

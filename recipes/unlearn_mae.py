@@ -5,15 +5,13 @@ your own: --model (Hub id or folder), --dataset, and one of --forget_classes, --
 The output folder holds the checkpoint, its card, a before/after picture, the figures and the options of the run.
 """
 
-from pathlib import Path
-
 from hf_i2i_unlearn import I2IMAE, UnlearningConfig, load_processor
 from hf_i2i_unlearn.commands.cli import parse, run
 from hf_i2i_unlearn.commands.options import RunArguments
 from hf_i2i_unlearn.commands.unlearn import prepare_run, unlearn
 from hf_i2i_unlearn.models.auto import DEMOS
 
-DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mae.yaml"
+DEMO = "unlearn_mnist_mae"
 
 
 def main():

@@ -10,7 +10,6 @@ released. The released code's training is --corruption random:0.5 --mask_rate ma
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hf_i2i_unlearn import I2IMage, UnlearningConfig, load_processor
 from hf_i2i_unlearn.commands.cli import parse, run
@@ -18,7 +17,7 @@ from hf_i2i_unlearn.commands.options import RunArguments
 from hf_i2i_unlearn.commands.unlearn import prepare_run, unlearn
 from hf_i2i_unlearn.models.auto import DEMOS
 
-DEMO = Path(__file__).parent / "configs" / "unlearn_mnist_mage.yaml"
+DEMO = "unlearn_mnist_mage"
 
 
 @dataclass

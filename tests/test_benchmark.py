@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "recipes"))  # last, for its evaluate.py would hide the library of that name
+sys.path.append(str(ROOT / "recipes" / "benchmarks"))
 
 import benchmark  # noqa: E402
 import benchmark_cost  # noqa: E402
@@ -21,7 +21,7 @@ TINY = {"size": 64, "width": 32, "layers": 2, "pairs": 3, "rounds": 1}
 
 def launch(*argv):
     return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "benchmark.py"), *argv], capture_output=True, text=True,
+        [sys.executable, str(ROOT / "recipes" / "benchmarks" / "benchmark.py"), *argv], capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

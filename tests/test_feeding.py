@@ -176,7 +176,7 @@ def test_a_resumed_stream_decodes_nothing_that_it_passes_over(tmp_path, processo
 
 @pytest.fixture(scope="module")
 def benchmark_feed():
-    spec = importlib.util.spec_from_file_location("benchmark_feed", ROOT / "recipes" / "benchmark_feed.py")
+    spec = importlib.util.spec_from_file_location("benchmark_feed", ROOT / "recipes" / "benchmarks" / "benchmark_feed.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

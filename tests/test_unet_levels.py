@@ -54,7 +54,7 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
 
 
 def test_the_table_of_the_demo(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["unet_levels.py", "--config", str(RECIPES / "configs" / "unet_levels_mnist.yaml"),
+    monkeypatch.setattr(sys, "argv", ["unet_levels.py", "--config", "unet_levels_mnist",
                                       "--denoising_steps", "2", "--eval_samples", "8", "--features", "demo"])  # fmt: skip
     recipe.main()
     table = capsys.readouterr().out

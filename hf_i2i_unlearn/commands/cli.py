@@ -1,4 +1,7 @@
-"""Command lines of the recipes: dataclasses as options, a YAML file as their defaults, a help that can be read."""
+"""Command lines: dataclasses as options, a YAML file as their defaults, a help that can be read.
+
+Every command imports this first, so it imports nothing heavy: neither torch nor what brings it.
+"""
 
 import argparse
 import difflib
@@ -9,12 +12,14 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..errors import InputError, RunError
 from ..reporting.hub import PushError
+from . import PROGRAM
+
+CONFIGS = Path(__file__).parents[1] / "demo" / "configs"  # those of the embedded demo, which come with the package
 
 # Of the 120 options of TrainingArguments, those that a first reader may want. --help_all shows the rest.
 COMMON = {
@@ -37,8 +42,8 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
 
     A command line with neither `--model` nor `--config` runs the embedded demo: it reads the configuration `demo`.
 
-    `--config file.yaml` sets defaults, which other options override. `--help` shows our own options and the common ones
-    of the Trainer, `--help_all` every one.
+    `--config file.yaml` (or a name, see `find_config`) sets defaults, which other options override. `--help` shows our own
+    options and the common ones of the Trainer, `--help_all` every one.
 
     Raises:
         InputError: the YAML file is missing, or names an unknown option.
@@ -47,12 +52,14 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     parser = HfArgumentParser(
         dataclasses, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", help="YAML file of options; the command line overrides it.")
+    parser.add_argument(
+        "--config", help="YAML file of options, or the name of one that comes with the package; the command line overrides it."
+    )
     parser.add_argument("--help_all", action="store_true", help="Show every option of transformers.TrainingArguments too.")
     if "--help_all" in argv:
         argv = ["--help"]
     else:
-        trainer_options = {option.name for option in fields(TrainingArguments)}
+        trainer_options = _trainer_options(dataclasses)
         for action in parser._actions:
             if action.dest in trainer_options - COMMON:
                 action.help = argparse.SUPPRESS
@@ -67,9 +74,27 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     return parsed[: len(dataclasses)]
 
 
+def _trainer_options(dataclasses) -> set[str]:
+    """Names of the options of `TrainingArguments`, where one is built on it; importing it for its names alone takes seconds."""
+    bases = {base for one in dataclasses for base in one.__mro__ if base.__module__ == "transformers.training_args"}
+    return {option.name for base in bases for option in fields(base)}
+
+
+def find_config(file: str | Path) -> Path:
+    """The file that `--config` means: that file, or one that comes with the package.
+
+    Those are known by name (`unlearn_mnist_mae`), and by the path that they had in a clone, which stands in cards and notes
+    (`recipes/configs/unlearn_mnist_mae.yaml`).
+    """
+    file = Path(file)
+    packaged = CONFIGS / f"{file.stem}.yaml"
+    named = file.parent == Path() and file.suffix in ("", ".yaml") or file.parts[-3:-1] == ("recipes", "configs")
+    return packaged if named and not file.is_file() and packaged.is_file() else file
+
+
 def _read_yaml(file, known):
     try:
-        options = yaml.safe_load(Path(file).read_text()) or {}
+        options = yaml.safe_load(find_config(file).read_text()) or {}
     except OSError as error:
         raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
     except yaml.YAMLError as error:
@@ -82,12 +107,10 @@ def _read_yaml(file, known):
 
 
 def run(main) -> None:
-    """Call a recipe's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
+    """Call a command's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
     try:
         main()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Left to the end of the interpreter, gloo's threads now and then abort a process whose work is done.
-            torch.distributed.destroy_process_group()
+        _end_process_group()
     except (InputError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
@@ -98,8 +121,18 @@ def run(main) -> None:
         sys.exit(1)
 
 
+def _end_process_group() -> None:
+    """Left to the end of the interpreter, gloo's threads now and then abort a process whose work is done."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def command_line(recipe: str, leave_out=()) -> str:
-    """The command that is running, for a card; the values of tokens, and of the options in `leave_out`, are replaced by dots."""
+    """The command that is running, for a card; the values of tokens, and of the options in `leave_out`, are replaced by dots.
+
+    recipe: its path in the repository, which a card names unless the console script was used.
+    """
     words, hidden = [], False
     for word in sys.argv[1:]:
         if word.startswith("--"):
@@ -109,4 +142,5 @@ def command_line(recipe: str, leave_out=()) -> str:
             words += [f"{option}=..." if given else option, *([] if given else ["..."])] if hidden else [word]
         elif not hidden:
             words.append(word)
-    return shlex.join(["accelerate", "launch", recipe, *words])
+    launched = sys.argv[0].split() if sys.argv[0].startswith(f"{PROGRAM} ") else ["accelerate", "launch", recipe]
+    return shlex.join([*launched, *words])

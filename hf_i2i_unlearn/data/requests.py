@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError
-from .sources import undecoded_column
+from .options import SourceArguments
+from .sources import load_source, undecoded_column
 
 ROW_NUMBER, FILE_NAME = "row number", "file name"  # what a Selection can look at besides a column
 
@@ -157,6 +158,18 @@ def select(dataset, selection: Selection, keep: bool = True, image_column: str =
         for table, rows in _tables(dataset, selection.columns(image_column))
     ]
     return dataset.select(np.concatenate(found) if found else [])
+
+
+def load_classes(args: SourceArguments, split: str, classes: list[str] | None = None, streaming: bool = False):
+    """One split of the source that the options name, all of it or these classes alone.
+
+    Raises:
+        InputError: nothing is found there, or no such class.
+    """
+    source = load_source(args.dataset, split, args.dataset_config, streaming)
+    if classes:
+        source = select(source, by_classes(source, classes, args.label_column), True, args.image_column)
+    return source
 
 
 def per_class(dataset, count: int, label_column: str = "label", seed: int = 0) -> Selection:

@@ -1,8 +1,8 @@
 """Measure what the package claims about cost. Each part measures all of its sides in one run, on this machine.
 
-    python recipes/benchmark.py --check
-    python recipes/benchmark.py --part options
-    python recipes/benchmark.py --part cost
+    python recipes/benchmarks/benchmark.py --check
+    python recipes/benchmarks/benchmark.py --part options
+    python recipes/benchmarks/benchmark.py --part cost
 
 `step`: one optimisation step of eq. 10 at ViT-Base size (random weights, 224x224 pictures, center:8, 8 + 8 pictures), in fp32, and
 on a GPU in bf16 too. (a) is the pattern of the released code, the others are what `UnlearningTrainer` does. The sides take turns in

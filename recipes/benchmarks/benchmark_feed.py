@@ -1,7 +1,7 @@
 """Measure how pictures are fed: images per second by number of loader workers against what the step needs, and memory over a long stream.
 
-    python recipes/benchmark_feed.py --part speed
-    python recipes/benchmark_feed.py --part memory --check
+    python recipes/benchmarks/benchmark_feed.py --part speed
+    python recipes/benchmarks/benchmark_feed.py --part memory --check
 
 `speed`: JPEGs made by this script, in parquet, as pairs of batches of 16 + 16 through decoding and the image processor, from a
 map-style dataset and from a stream; and one step of eq. 10 at ViT-Base size (random weights) on this machine's device, once.
