@@ -8,7 +8,6 @@ import importlib
 __version__ = "0.2.0"
 
 _PUBLIC = {
-    "audit": [],
     "data.pairs": ["ForgetRetainPairs"],
     "data.reading": ["ImageReader", "load_processor"],
     "data.requests": ["by_classes", "by_list", "by_rows", "by_values", "select"],
@@ -19,9 +18,10 @@ _PUBLIC = {
     "evaluation.feature_loaders": ["load_features"],
     "evaluation.features": ["FeatureNetwork"],
     "methods.corruptions": ["CenterCrop", "CenterRatio", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns"],
-    "methods.distances": ["DISTANCES"],
+    "methods.distances": ["DISTANCES", "Distance"],
     "methods.method": ["METHODS", "Method"],
     "methods.noise": ["Noise", "StandardNormal"],
+    "methods.targets": ["EncodedTarget", "PictureTarget", "RepresentationTarget"],
     "models.auto": ["load_model"],
     "models.base": ["I2IModel"],
     "models.diffusion.modeling": ["I2IUNet"],

@@ -20,7 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import METHODS, Evaluator, ImageReader, InputError, UnlearningConfig, load_processor
 from hf_i2i_unlearn.commands.cli import JsonDict, command_line, parse, run
-from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, NOISE_HELP, parse_corruption
+from hf_i2i_unlearn.commands.options import ObjectiveArguments
+from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, NOISE_HELP, find_distance, parse_corruption
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
 from hf_i2i_unlearn.evaluation.completions import completions
@@ -34,7 +35,7 @@ DEMO = "compare_mnist_mae"
 
 
 @dataclass
-class Arguments(SplitArguments):
+class Arguments(ObjectiveArguments, SplitArguments):
     """What to compare."""
 
     model: str = field(
@@ -92,7 +93,7 @@ def main():
     (folder / "runs").mkdir(exist_ok=True)
     comparison = Comparison(
         folder, lambda: load_original(path, args.generation), original, processor, args, training, parse_corruption(args.corruption),
-        max(args.measure_at), measure, args.noise_rank,
+        max(args.measure_at), measure, args.noise_rank, variant=args.variant, distance=find_distance(args.distance),
     )  # fmt: skip
     proxy = bool(args.proxy_classes or args.proxy_dataset)
     limits = {"noise": args.noise, "retain_per_class": args.retain_per_class, "proxy": proxy}

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_i2i_unlearn import METHODS, CenterRatio, Evaluator, InputError, UnlearningConfig, load_processor
 from hf_i2i_unlearn.commands.cli import command_line, parse, run
-from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.commands.words import find_distance, parse_corruption
 from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
@@ -64,6 +64,7 @@ class Tables:
         self.runs = Comparison(
             self.folder, load, self.original, load_processor(path), args, training, parse_corruption(args.corruption),
             max(args.measure_at), self.measure, args.noise_rank, args.on_corrupt, AUGMENTATIONS[args.augment],
+            args.variant, find_distance(args.distance),
         )  # fmt: skip
         splits = self.runs.splits()
         self.description = splits.description

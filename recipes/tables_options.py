@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hf_i2i_unlearn import METHODS
 from hf_i2i_unlearn.commands.cli import JsonDict
+from hf_i2i_unlearn.commands.options import ObjectiveArguments
 from hf_i2i_unlearn.commands.words import CORRUPTION_HELP, NOISE_HELP
 from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
 from hf_i2i_unlearn.data.options import SplitArguments
@@ -14,7 +15,7 @@ METRICS = {"mse": "hole MSE", "drift": "drift", "fid": "Frechet distance", "ince
 
 
 @dataclass
-class Arguments(SplitArguments):
+class Arguments(ObjectiveArguments, SplitArguments):
     """What to tabulate."""
 
     model: str = field(default="mnist-demo", metadata={"help": "The original of any family: folder, Hub id or a demo."})

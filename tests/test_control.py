@@ -7,8 +7,19 @@ from conftest import make_dataset, make_mae
 from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weights
 from transformers import TrainerCallback
 
-from hf_i2i_unlearn import CenterCrop, ForgetRetainPairs, InputError, RandomMask, UnlearningConfig, UnlearningTrainer, undecoded
+from hf_i2i_unlearn import (
+    DISTANCES,
+    METHODS,
+    CenterCrop,
+    ForgetRetainPairs,
+    InputError,
+    RandomMask,
+    UnlearningConfig,
+    UnlearningTrainer,
+    undecoded,
+)
 from hf_i2i_unlearn.methods.noise import LowRankNormal
+from hf_i2i_unlearn.training.config import check_options
 from hf_i2i_unlearn.training.control import RetainBound
 
 
@@ -107,7 +118,7 @@ def test_bounds_that_make_no_sense():
     with pytest.raises(InputError, match="retain_bound must be larger than 0, got -1"):
         UnlearningConfig("x", retain_bound=-1)
     with pytest.raises(InputError, match="'noisy_label' trains on outputs"):
-        UnlearningConfig("x", retain_bound=0.1, method="noisy_label")
+        check_options(UnlearningConfig("x", retain_bound=0.1), METHODS["noisy_label"], DISTANCES["mse"])
 
 
 @pytest.mark.parametrize("method", ["random_encoder", "max_loss", "noisy_label", "retain_label", "control"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_dataset, make_mae
+from helpers.words import objects
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from test_mage import make_mage
@@ -56,13 +57,14 @@ def make_processor(**options):
 
 
 def make_trainer(folder, model, corruption=CenterCrop(2), processor=None, **options):
+    how = objects(options)
     args = UnlearningConfig(
         str(folder), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, eval_steps=3, save_steps=3,
         use_cpu=True, disable_tqdm=True, **options,
     )  # fmt: skip
     return UnlearningTrainer(
         model, args, ForgetRetainPairs(FORGET, RETAIN, 0), processor or make_processor(), corruption,
-        eval_dataset={"forget": list(FORGET)[:4], "retain": list(RETAIN)[:4]},
+        eval_dataset={"forget": list(FORGET)[:4], "retain": list(RETAIN)[:4]}, **how,
     )  # fmt: skip
 
 

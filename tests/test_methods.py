@@ -60,12 +60,12 @@ def test_information_bound_by_hand():
 
 
 def test_the_table_is_the_papers():
-    rows = {name: (m.space, m.forget_target, m.sign) for name, m in METHODS.items()}
+    rows = {name: (m.space, type(m.target).__name__, m.sign) for name, m in METHODS.items()}
     assert rows == {
-        "ours": ("encoder", "encoded noise", 1),
-        "random_encoder": ("encoder", "noise", 1),
-        "max_loss": ("output", "forget", -1),
-        "noisy_label": ("output", "noise", 1),
-        "retain_label": ("output", "retain", 1),
-        "control": ("output", "none", 0),
+        "ours": ("encoder", "EncodedNoise", 1),
+        "random_encoder": ("encoder", "NoiseRepresentation", 1),
+        "max_loss": ("output", "ForgetPictures", -1),
+        "noisy_label": ("output", "NoisePictures", 1),
+        "retain_label": ("output", "RetainPictures", 1),
+        "control": ("output", "NoTarget", 0),
     }

@@ -5,7 +5,9 @@ import torch
 from conftest import make_mae
 
 from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, InputError, RandomMask, StandardNormal, UnlearningConfig
+from hf_i2i_unlearn.commands.words import find_method
 from hf_i2i_unlearn.models.base import TrainingLoss
+from hf_i2i_unlearn.training.config import check_options
 from hf_i2i_unlearn.training.objective import Objective
 
 STUDENT, TEACHER = make_mae(1), make_mae(2).frozen_copy()
@@ -24,7 +26,7 @@ def masks(corruption):
 
 
 def terms(method, corruption=CROP, **options):
-    row = METHODS[method]
+    row = find_method(method, options.pop("variant", "paper"))
     model = STUDENT if row.space == "encoder" else TrainingLoss(STUDENT)
     objective = Objective(row, TEACHER, DISTANCES["mse"], StandardNormal(), **options)
     return objective(model, STUDENT, corruption, RETAIN, FORGET, SEEDS)
@@ -152,9 +154,11 @@ def test_no_teacher_pass_that_is_not_needed(method, passes):
 
 
 def test_impossible_combinations():
-    with pytest.raises(InputError, match="a way to run the method 'ours', not 'max_loss'"):
-        UnlearningConfig("x", method="max_loss", noise_target="mean")
+    with pytest.raises(InputError, match="needs a method whose target .* that of 'max_loss'"):
+        check_options(UnlearningConfig("x", noise_target="mean"), METHODS["max_loss"], DISTANCES["mse"])
     with pytest.raises(InputError, match="for the squared distance only, not for 'l2'"):
-        UnlearningConfig("x", distance="l2", noise_target="mean")
+        check_options(UnlearningConfig("x", noise_target="mean"), METHODS["ours"], DISTANCES["l2"])
     with pytest.raises(InputError, match="method is one of ours, .* got 'theirs'"):
-        UnlearningConfig("x", method="theirs")
+        find_method("theirs")
+    with pytest.raises(InputError, match="variant is one of paper, reference, got 'theirs'"):
+        find_method("ours", "theirs")

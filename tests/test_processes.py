@@ -202,7 +202,7 @@ from accelerate.utils import DistributedType
 from conftest import make_dataset, make_mae
 from torch.distributed.tensor import DTensor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-from hf_i2i_unlearn import ForgetRetainPairs, RandomMask, UnlearningConfig, UnlearningTrainer, add_patch, undecoded
+from hf_i2i_unlearn import METHODS, ForgetRetainPairs, RandomMask, UnlearningConfig, UnlearningTrainer, add_patch, undecoded
 
 torch.set_num_threads(1)
 folder, found = Path(sys.argv[1]), {}
@@ -211,18 +211,18 @@ data = undecoded(make_dataset(24))
 forget, retain = data.select(range(8)), data.select(range(8, 24))
 
 
-def train(name, resume=None, lora=False, **options):
+def train(name, resume=None, lora=False, method="ours", **options):
     options = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "eval_steps": 2} | options
     args = UnlearningConfig(str(folder / name), use_cpu=True, disable_tqdm=True, logging_steps=1, seed=5, **options)
     args.per_device_train_batch_size = 4 // args.world_size
     if sharded:  # accelerate shards on accelerators alone: it is told that these processes are some
         args.distributed_state.distributed_type = DistributedType.MULTI_XPU
-    model = make_mae()
+    model, how = make_mae(), {"method": METHODS[method]}
     if lora:
         add_patch(model, "original", rank=2)
     pairs = ForgetRetainPairs(forget, retain, 5)
     trainer = UnlearningTrainer(
-        model, args, pairs, processor, RandomMask(0.5), {"forget": list(forget), "retain": list(retain)}
+        model, args, pairs, processor, RandomMask(0.5), {"forget": list(forget), "retain": list(retain)}, **how
     )
     trainer.train(resume)
     assert trainer.is_fsdp_enabled == sharded

@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from conftest import make_dataset, make_mae
+from helpers.words import objects
 from transformers import TrainerCallback
 
 from hf_i2i_unlearn import (
@@ -22,7 +23,11 @@ from hf_i2i_unlearn import (
     UnlearningTrainer,
     undecoded,
 )
+from hf_i2i_unlearn.commands.options import RunArguments
+from hf_i2i_unlearn.commands.words import find_distance, find_method
 from hf_i2i_unlearn.data.reading import PairCollator
+from hf_i2i_unlearn.methods.distances import MSE
+from hf_i2i_unlearn.methods.method import OURS
 from hf_i2i_unlearn.training.checkpoints import last_whole_checkpoint
 
 DATASET = undecoded(make_dataset(24))
@@ -36,6 +41,7 @@ def make_trainer(
         "output_dir": str(folder), "per_device_train_batch_size": 4, "learning_rate": 1e-2, "num_train_epochs": 2,
         "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 5,
     } | options  # fmt: skip
+    how = objects(options)
     return UnlearningTrainer(
         model or make_mae(),
         UnlearningConfig(**options),
@@ -44,6 +50,7 @@ def make_trainer(
         corruption,
         eval_dataset={"forget": list(FORGET), "retain": list(RETAIN)} if evaluate else None,
         callbacks=callbacks,
+        **how,
     )
 
 
@@ -64,11 +71,12 @@ def test_loss_is_equation_10(tmp_path, processor, distance):
     corruption = RandomMask(0.5)
     trainer = UnlearningTrainer(
         model,
-        UnlearningConfig(str(tmp_path), alpha=0.3, distance=distance, use_cpu=True),
+        UnlearningConfig(str(tmp_path), alpha=0.3, use_cpu=True),
         pairs,
         processor,
         corruption,
         original=original,
+        distance=DISTANCES[distance],
     )
     batch = PairCollator(ImageReader(processor, 3))([pairs[t] for t in range(5)])
     loss = trainer.compute_loss(model, batch)
@@ -303,7 +311,7 @@ def test_alpha_must_be_positive(alpha):
     with pytest.raises(InputError, match=f"alpha must be larger than 0 .* got {alpha}"):
         UnlearningConfig("x", alpha=alpha)
     with pytest.raises(InputError, match="distance is one of mse, l2, unit_l2, got 'l1'"):
-        UnlearningConfig("x", distance="l1")
+        find_distance("l1")
 
 
 def test_defaults_are_the_papers():
@@ -316,4 +324,7 @@ def test_defaults_are_the_papers():
         0,
     )
     assert (config.num_train_epochs, config.per_device_train_batch_size, config.optim.value[:5]) == (5, 16, "adamw")
-    assert (config.method, config.variant, config.noise_target, config.retain_bound) == ("ours", "paper", "fresh", None)
+    assert (config.noise_target, config.retain_bound) == ("fresh", None)
+    words = RunArguments()
+    assert (words.method, words.variant, words.distance) == ("ours", "paper", "mse")
+    assert find_method(words.method, words.variant) is OURS and find_distance(words.distance) is MSE

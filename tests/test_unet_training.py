@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_dataset
 from diffusers import DiffusionPipeline, UNet2DModel
+from helpers.words import objects
 from latent_pipeline import make_latent, save_pipeline
 from safetensors.torch import load_file
 from test_unet import make_unet
@@ -31,6 +32,7 @@ from hf_i2i_unlearn import (
     undecoded,
 )
 from hf_i2i_unlearn.commands.words import parse_corruption
+from hf_i2i_unlearn.methods.method import REFERENCE_METHODS
 from hf_i2i_unlearn.models.base import TrainingLoss, join
 from hf_i2i_unlearn.training.objective import Objective
 
@@ -45,10 +47,11 @@ def make_trainer(folder, model, corruption=CenterCrop(4), **options):
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     options = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1} | options
     options = {"eval_steps": 3, "save_steps": 3} | options
+    how = objects(options)
     args = UnlearningConfig(str(folder), use_cpu=True, disable_tqdm=True, **options)
     return UnlearningTrainer(
         model, args, ForgetRetainPairs(FORGET, RETAIN, 0), processor, corruption,
-        eval_dataset={"forget": list(FORGET)[:2], "retain": list(RETAIN)[:2]},
+        eval_dataset={"forget": list(FORGET)[:2], "retain": list(RETAIN)[:2]}, **how,
     )  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def test_the_references_random_encoder_has_the_moments_of_each_level(layout):
     student, teacher = LAYOUTS[layout](1), LAYOUTS[layout](2).frozen_copy()
     seeds = torch.arange(12).view(4, 3).numpy()
     x_r, x_f = (torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    objective = Objective(METHODS["random_encoder"], teacher, DISTANCES["mse"], StandardNormal(), variant="reference")
+    objective = Objective(REFERENCE_METHODS["random_encoder"], teacher, DISTANCES["mse"], StandardNormal())
     retain, forget, _ = objective(student, student, CenterCrop(4), x_r, x_f, seeds)
     draws = [teacher.draw(x, CenterCrop(4)(teacher.grid, seeds[:, k]), seeds[:, k]) for k, x in enumerate((x_r, x_f))]
     levels = [[a.flatten(1), b.flatten(1)] for a, b in zip(teacher.features(x_r, draws[0]), teacher.features(x_f, draws[1]))]

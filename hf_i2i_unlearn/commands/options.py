@@ -5,11 +5,48 @@ from dataclasses import dataclass, field
 from ..data.augmentation import AUGMENTATIONS
 from ..data.options import SplitArguments
 from ..errors import InputError
+from ..methods.distances import DISTANCES
+from ..methods.method import METHODS
 from .words import CORRUPTION_HELP, NOISE_HELP
 
 
 @dataclass
-class RunArguments(SplitArguments):
+class ObjectiveArguments:
+    """How the two terms of the loss are taken."""
+
+    variant: str = field(
+        default="paper",
+        metadata={
+            "choices": ["paper", "reference"],
+            "help": "reference: what the released code intends where it departs from the paper (random_encoder: noise with the "
+            "moments of the original's representations; retain_label: the original's completions for targets).",
+        },
+    )
+    distance: str = field(
+        default="mse",
+        metadata={
+            "choices": list(DISTANCES),
+            "help": "Distance between representations. mse: what the released code trains with. l2: the literal norm of "
+            "eq. 10. unit_l2: the same of unit-norm representations (theorem 1). l2 and unit_l2 forget NOTHING at alpha < 1.",
+        },
+    )
+
+
+@dataclass
+class MethodArguments(ObjectiveArguments):
+    """How to unlearn."""
+
+    method: str = field(
+        default="ours",
+        metadata={
+            "choices": list(METHODS),
+            "help": "; ".join(f"{k}: {m.summary} ({m.source})" for k, m in METHODS.items()) + ".",
+        },
+    )
+
+
+@dataclass
+class RunArguments(MethodArguments, SplitArguments):
     """What to unlearn."""
 
     model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo."})

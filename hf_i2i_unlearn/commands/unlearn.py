@@ -21,11 +21,11 @@ from ..reporting.hub import check_access
 from ..reporting.model_card import inherited_license, write_card
 from ..reporting.plots import completion_grid
 from ..reporting.run_folder import refuse_full_folder, write_run
-from ..training.config import UnlearningConfig
+from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
 from .cli import command_line
 from .options import RunArguments
-from .words import make_noise, parse_corruption
+from .words import find_distance, find_method, make_noise, parse_corruption
 
 
 def prepare_run(training: UnlearningConfig, args: RunArguments | None = None) -> None:
@@ -69,6 +69,8 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         InputError: what cannot work, before training starts. PushError: the push failed; the folder is whole.
     """
     folder = Path(training.output_dir)
+    method, distance = find_method(args.method, args.variant), find_distance(args.distance)
+    check_options(training, method, distance)
     base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
     summary = _patch(model, args, base_model)
     original = original_of(model)
@@ -93,6 +95,8 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         original=original,
         augment=AUGMENTATIONS[args.augment],
         on_corrupt=args.on_corrupt,
+        method=method,
+        distance=distance,
     )
     if summary and trainer.is_world_process_zero():
         print(summary)
@@ -128,6 +132,9 @@ def unlearn(args: RunArguments, training: UnlearningConfig, model: I2IModel, pro
         result=result,
         description=splits.description,
         args=training,
+        method=method,
+        variant=args.variant,
+        distance=args.distance,
         corruption=corruption,
         eval_corruption=eval_corruption,
         noise=noise,

@@ -5,7 +5,11 @@ import torch
 
 from ..errors import InputError
 from ..methods.corruptions import CenterCrop, CenterRatio, Corruption, Extend, Outpaint, RandomBlock, RandomMask, Turns
+from ..methods.distances import DISTANCES, Distance
+from ..methods.method import METHODS, REFERENCE_METHODS, Method
 from ..methods.noise import Batches, BatchMatched, Constant, LowRankNormal, MomentMatched, Noise, StandardNormal, Uniform
+
+VARIANTS = ("paper", "reference")
 
 _WORDS = {
     "center": (int, CenterCrop),
@@ -74,3 +78,25 @@ def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tenso
     if word not in makers:
         raise InputError(f"'{word}' is no noise; choose {NOISE_HELP}.")
     return makers[word]()
+
+
+def find_method(word: str, variant: str = "paper") -> Method:
+    """'ours' -> the method; with the variant "reference" the released code's, where that departs from the paper.
+
+    Raises:
+        InputError: an unknown word.
+    """
+    _refuse_unknown("method", word, METHODS)
+    _refuse_unknown("variant", variant, VARIANTS)
+    return (METHODS | REFERENCE_METHODS)[word] if variant == "reference" else METHODS[word]
+
+
+def find_distance(word: str) -> Distance:
+    """'mse' -> the distance. Raises InputError for an unknown word."""
+    _refuse_unknown("distance", word, DISTANCES)
+    return DISTANCES[word]
+
+
+def _refuse_unknown(what, word, known):
+    if word not in known:
+        raise InputError(f"{what} is one of {', '.join(known)}, got '{word}'.")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
 
-from ..commands.words import make_noise
+from ..commands.words import find_method, make_noise
 from ..data.options import SplitArguments
 from ..data.reading import ImageReader, pixel_batches
 from ..data.splits import build_splits, make_pairs
 from ..errors import InputError, RunError
 from ..evaluation.features import hash_weights
 from ..methods.corruptions import Corruption
-from ..methods.method import METHODS
+from ..methods.distances import MSE, Distance
 from ..models.base import I2IModel
 from ..models.patches import add_patch
 from ..reporting.run_folder import write_json
@@ -82,6 +82,8 @@ class Comparison:
         noise_rank: int = 64,
         on_corrupt: str = "refuse",
         augment: Callable | None = None,
+        variant: str = "paper",
+        distance: Distance = MSE,
     ):
         if training.ema_decay:
             raise InputError(
@@ -90,6 +92,7 @@ class Comparison:
         self.folder, self.load, self.original, self.processor = Path(folder), load, original, processor
         self.args, self.training, self.corruption, self.max_steps, self.measure = args, training, corruption, max_steps, measure
         self.noise_rank, self.on_corrupt, self.augment = noise_rank, on_corrupt, augment
+        self.variant, self.distance = variant, distance
         self.key = hash_weights(original)
         self.reader = ImageReader(processor, original.channels, None, on_corrupt)
         self._splits, self._noises = {}, {}
@@ -159,15 +162,15 @@ class Comparison:
         model = self.load()
         if setting.lora:
             add_patch(model, "the original", setting.lora)
-        splits, method = self.splits(setting), METHODS[setting.method]
+        splits, method = self.splits(setting), find_method(setting.method, self.variant)
         callback = _Measure(model, missing, lambda step, what: self.measure(model, setting, step, what))
         options = self.training.to_dict() | {
-            "method": setting.method, "learning_rate": setting.learning_rate, "alpha": setting.alpha, "seed": seed,
+            "learning_rate": setting.learning_rate, "alpha": setting.alpha, "seed": seed,
             "max_steps": self.max_steps, "retain_bound": setting.retain_bound, "save_strategy": "no", "eval_strategy": "no",
             "logging_strategy": "no", "output_dir": str(self.folder / "runs"),
-            "noise_target": self.training.noise_target if setting.method == "ours" else "fresh",
-            "noise_bank": self.training.noise_bank if setting.method == "ours" else 0,
-            "cache_targets": self.training.cache_targets and method.space == "encoder",
+            "noise_target": self.training.noise_target if method.shared_target else "fresh",
+            "noise_bank": self.training.noise_bank if method.shared_target else 0,
+            "cache_targets": self.training.cache_targets and method.trains_encoder_alone,
         }  # fmt: skip
         pairs = make_pairs(self.args, splits, seed)
         held = {"forget": self.splits().eval_forget, "retain": self.splits().eval_retain}
@@ -183,6 +186,8 @@ class Comparison:
             augment=self.augment,
             on_corrupt=self.on_corrupt,
             callbacks=[callback],
+            method=method,
+            distance=self.distance,
         )
         try:
             trainer.train()

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .distances import l2, unit
+from .distances import L2, unit
 
 
 @torch.no_grad()
@@ -19,6 +19,6 @@ def information_bound(student: torch.Tensor, target: torch.Tensor) -> torch.Tens
         student, target: (K, ...), E(T(x)) and what it is compared with: E0(T(x_r)), or E0(T(n)).
     """
     e, t = unit(student.float()), unit(target.float())  # (K, D)
-    eps = l2(e, t)  # (K,)
+    eps = L2()(e, t)  # (K,)
     inner = eps.square() / 2 - 1 + torch.logsumexp(eps[None] + t @ t.T, 1)  # (K,)
     return math.log(len(e)) - inner.mean()

@@ -19,8 +19,12 @@ Grid = tuple[int, int]
 class Corruption(abc.ABC):
     """T(x) as a mask over a grid of patches.
 
-    Subclasses implement `draw`. Calling a corruption checks that something is hidden and something is left.
+    A new kind implements `draw`, and `__str__` for cards; where two draws can differ it says so (`is_random`). Calling a
+    corruption checks that something is hidden and something is left. Every draw must hide equally many patches.
     """
+
+    def __str__(self):
+        return type(self).__name__
 
     @abc.abstractmethod
     def draw(self, grid: Grid, generator: torch.Generator) -> torch.Tensor:

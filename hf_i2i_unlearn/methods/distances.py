@@ -1,20 +1,59 @@
-"""Distances between representations, per sample."""
+"""Distances between representations, per sample. A new one is a subclass of `Distance`."""
+
+import abc
 
 import torch
 
 
-def mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared error per sample, (B, ...) x 2 -> (B,): what the released code trains with."""
-    return (a - b).square().flatten(1).mean(1)
+class Distance(abc.ABC):
+    """d(a, b) between E(T(x)) and its target, for methods in the encoder space.
+
+    Attributes:
+        name: its word, for cards and messages.
+        squared: whether it is a squared norm. The mean of several targets then stands for all of them: it has the same
+            expected gradient (`noise_target` mean).
+    """
+
+    name: str
+    squared = False
+
+    @abc.abstractmethod
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """(B, ...) and (B, ...) -> (B,), 0 or more, 0 where they are equal."""
+
+    def __str__(self):
+        return self.name
 
 
-def l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """|a - b|_2 per sample, literally eq. 10: (B, ...) x 2 -> (B,).
+class MeanSquaredError(Distance):
+    """The mean squared error per sample: what the released code trains with."""
+
+    name, squared = "mse", True
+
+    def __call__(self, a, b):
+        return (a - b).square().flatten(1).mean(1)
+
+
+class L2(Distance):
+    """|a - b|_2 per sample, literally eq. 10.
 
     It forgets nothing at alpha < 1. At theta_0 the retain distance is zero and its norm has a kink of slope 1 in every
     direction; a forget term of slope alpha < 1 cannot pull the weights off it (an exact penalty). Use alpha > 1, or mse.
     """
-    return torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+
+    name = "l2"
+
+    def __call__(self, a, b):
+        return torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+
+
+class UnitL2(L2):
+    """|a/|a| - b/|b||_2 per sample, between 0 and 2: theorem 1's unit-norm representations. It has the kink of `L2`."""
+
+    name = "unit_l2"
+
+    def __call__(self, a, b):
+        return super().__call__(unit(a), unit(b))
 
 
 def unit(a: torch.Tensor) -> torch.Tensor:
@@ -22,12 +61,5 @@ def unit(a: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(a.flatten(1))
 
 
-def unit_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """|a/|a| - b/|b||_2 per sample, theorem 1's unit-norm representations: (B, ...) x 2 -> (B,), between 0 and 2.
-
-    It has the kink of `l2`, so it also needs alpha > 1.
-    """
-    return l2(unit(a), unit(b))
-
-
-DISTANCES = {"mse": mse, "l2": l2, "unit_l2": unit_l2}
+MSE = MeanSquaredError()
+DISTANCES: dict[str, Distance] = {distance.name: distance for distance in (MSE, L2(), UnitL2())}

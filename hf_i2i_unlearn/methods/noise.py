@@ -15,9 +15,18 @@ Batches = Callable[[], Iterable[torch.Tensor]]  # each call is one pass over (B,
 
 
 class Noise(abc.ABC):
-    """Draws noise pictures."""
+    """Draws noise pictures. A new kind implements `draw`, and `__str__` for cards.
 
-    of_batch = False  # whether a picture's noise depends on the other pictures too
+    Attributes:
+        any_space: whether it has a meaning in a latent space too, where n lives in some families; else it is made for pixels.
+        of_batch: whether a picture's noise depends on the other pictures of its batch.
+    """
+
+    any_space = False
+    of_batch = False
+
+    def __str__(self):
+        return type(self).__name__
 
     @abc.abstractmethod
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -32,6 +41,8 @@ class Noise(abc.ABC):
 class StandardNormal(Noise):
     """n ~ N(0, I), the paper's choice (App. C.4): off-diagonal covariances are near zero, images are normalised."""
 
+    any_space = True
+
     def __str__(self):
         return "N(0, I)"
 
@@ -42,6 +53,8 @@ class StandardNormal(Noise):
 class Uniform(Noise):
     """Uniform on [-1, 1] (ablation E.20)."""
 
+    any_space = True
+
     def __str__(self):
         return "uniform on [-1, 1]"
 
@@ -51,6 +64,8 @@ class Uniform(Noise):
 
 class Constant(Noise):
     """The same value everywhere; 0 is the mean colour of the normalisation."""
+
+    any_space = True
 
     def __init__(self, value: float = 0.0):
         self.value = value

@@ -9,7 +9,6 @@ from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..evaluation.tables import FIGURES, markdown_table
-from ..methods.method import METHODS
 from ..models.auto import DEMOS
 from ..storage import write_aside
 from .run_folder import AUDITED, CARD, RunFolder
@@ -99,6 +98,9 @@ def write_card(
     result: dict,
     description: dict,
     args,
+    method,
+    variant: str,
+    distance,
     corruption,
     eval_corruption,
     noise,
@@ -115,11 +117,12 @@ def write_card(
     Args:
         model: the unlearned `I2IModel`. base_model: Hub id or folder of the original. license: its license identifier, inherited; None if unknown.
         result: what `Evaluator` returned. description: that of `Splits`. args: the `UnlearningConfig` of the run.
+        method, variant, distance: how it was unlearned.
         bound: what `UnlearningTrainer.bound_report` returned. patch: what `add_patch` returned, None for a run without.
         below: the patches under it.
         picture: file name of the before/after grid inside the folder; None if there is none.
     """
-    name, method = Path(folder).resolve().name, METHODS[args.method]
+    name = Path(folder).resolve().name
     dataset, local = description["dataset"], Path(description["dataset"]).exists()
     data = ModelCardData(
         model_name=name,
@@ -159,10 +162,10 @@ def write_card(
         decoder="The decoder is the original's, bit for bit."
         if patch or (method.space == "encoder" and model.decoder_untouched)
         else "The decoder was trained too.",
-        method=f"`{args.method}` ({method.source}): {method.summary}; variant: {args.variant}, noise target: {args.noise_target}"
+        method=f"`{method}` ({method.source}): {method.summary}; variant: {variant}, noise target: {args.noise_target}"
         + (f" (a bank of {args.noise_bank} draws)" if args.noise_bank else ""),
         weight=f"alpha = {args.alpha}" if bound is None else _describe_bound(bound),
-        distance=args.distance if method.space == "encoder" else "the model's own training loss",
+        distance=distance if method.space == "encoder" else "the model's own training loss",
         noise=noise,
         steps=steps,
         batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -1,12 +1,12 @@
-"""The options of an unlearning run: ours, and the `TrainingArguments` whose defaults the paper changes."""
+"""The options of training in an unlearning run: ours, and the `TrainingArguments` whose defaults the paper changes."""
 
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from ..methods.distances import DISTANCES
-from ..methods.method import METHODS
+from ..methods.distances import Distance
+from ..methods.method import Method
 from .objective import check_noise_target
 
 
@@ -14,39 +14,17 @@ from .objective import check_noise_target
 class UnlearningConfig(TrainingArguments):
     """`TrainingArguments` with the paper's values (App. C.3 for MAE and VQ-GAN) and the options of eq. 10.
 
+    Method and distance are objects that `UnlearningTrainer` takes; `check_options` says whether the options go with them.
+
     Raises:
         InputError: alpha or a bound <= 0, an unknown word, or options that exclude each other.
     """
 
-    # The method
-    method: str = field(
-        default="ours",
-        metadata={
-            "choices": list(METHODS),
-            "help": "; ".join(f"{k}: {m.summary} ({m.source})" for k, m in METHODS.items()) + ".",
-        },
-    )
-    variant: str = field(
-        default="paper",
-        metadata={
-            "choices": ["paper", "reference"],
-            "help": "reference: what the released code intends where it departs from the paper (random_encoder: noise with the "
-            "moments of the original's representations; retain_label: the original's completions for targets).",
-        },
-    )
+    # The objective
     alpha: float = field(
         default=0.25,
         metadata={"help": "Weight of the forget term in eq. 10 (App. C.3). Larger forgets more and costs more on retain."},
     )
-    distance: str = field(
-        default="mse",
-        metadata={
-            "choices": list(DISTANCES),
-            "help": "Distance between representations. mse: what the released code trains with. l2: the literal norm of "
-            "eq. 10. unit_l2: the same of unit-norm representations (theorem 1). l2 and unit_l2 forget NOTHING at alpha < 1.",
-        },
-    )
-
     noise_target: str = field(
         default="fresh",
         metadata={
@@ -143,34 +121,34 @@ class UnlearningConfig(TrainingArguments):
     def __post_init__(self):
         if not self.alpha > 0:
             raise InputError(f"alpha must be larger than 0 (0.25 in the paper), got {self.alpha}.")
-        if self.distance not in DISTANCES:
-            raise InputError(f"distance is one of {', '.join(DISTANCES)}, got '{self.distance}'.")
-        for name, known in (
-            ("method", list(METHODS)),
-            ("variant", ["paper", "reference"]),
-            ("noise_target", ["fresh", "mean"]),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}, got '{getattr(self, name)}'.")
-        check_noise_target(self.noise_target, self.distance, self.method, self.noise_bank)
-        has_target = METHODS[self.method].space == "encoder" and (self.method, self.variant) != ("random_encoder", "reference")
-        if self.cache_targets and not has_target:
-            raise InputError(
-                f"cache_targets keeps E0(T(x_r)), which method '{self.method}' (variant '{self.variant}') does not train on alone; "
-                "leave it out."
-            )
+        if self.noise_target not in ("fresh", "mean"):
+            raise InputError(f"noise_target is one of fresh, mean, got '{self.noise_target}'.")
+        if self.noise_bank < 0:
+            raise InputError(f"noise_bank is a number of draws of n, or 0 for no bank; got {self.noise_bank}.")
         check_decay(self.ema_decay)
         if self.retain_bound is not None and not self.retain_bound > 0:
             raise InputError(f"retain_bound must be larger than 0, got {self.retain_bound}.")
-        if self.retain_bound is not None and METHODS[self.method].space != "encoder":
-            raise InputError(
-                f"retain_bound bounds the distance to the original encoder; '{self.method}' trains on outputs. Use ours or random_encoder."
-            )
         super().__post_init__()
         # Never "greater is better", which the parent infers from the metric's name.
         self.greater_is_better = False
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+
+
+def check_options(args: UnlearningConfig, method: Method, distance: Distance) -> None:
+    """Raise InputError unless the options go with the method and the distance."""
+    if not isinstance(method, Method):
+        raise InputError(f"method is a Method object, such as METHODS['ours'], got {method!r}.")
+    if not isinstance(distance, Distance):
+        raise InputError(f"distance is a Distance object, such as DISTANCES['mse'], got {distance!r}.")
+    check_noise_target(method, distance, args.noise_target, args.noise_bank)
+    if args.cache_targets and not method.trains_encoder_alone:
+        raise InputError(f"cache_targets keeps E0(T(x_r)), which method '{method}' does not train on; leave it out.")
+    if args.retain_bound is not None and not method.trains_encoder_alone:
+        raise InputError(
+            f"retain_bound bounds the distance to the original encoder; '{method}' trains on outputs. Use a method in the encoder "
+            "space, such as ours or random_encoder."
+        )
 
 
 def check_decay(decay: float) -> None:

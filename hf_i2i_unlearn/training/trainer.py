@@ -14,13 +14,13 @@ from ..data.streams import ForgetRetainStream
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator
 from ..methods.corruptions import Corruption
-from ..methods.distances import DISTANCES
-from ..methods.method import METHODS
+from ..methods.distances import MSE, Distance
+from ..methods.method import OURS, Method
 from ..methods.noise import Noise, StandardNormal
 from ..models.base import I2IModel, TrainingLoss
 from ..models.patches import AdaptersOff, original_of
 from .base_trainer import I2ITrainer
-from .config import UnlearningConfig
+from .config import UnlearningConfig, check_options
 from .control import RetainBound, StopAtForgetDistance
 from .objective import Objective
 from .targets import TargetStore, check_cacheable
@@ -33,8 +33,7 @@ class UnlearningTrainer(I2ITrainer):
 
         min over theta of  d(E(T(x_r)), E0(T(x_r))) + alpha * d(E(T(x_f)), E0(T(n))),   n ~ N(0, Sigma)
 
-    with d averaged over its own half of the batch. One draw of T is shared by the target and the original encoder. The other
-    methods (`args.method`) are the rows of `METHODS`.
+    with d averaged over its own half of the batch. One draw of T is shared by the target and the original encoder.
 
     Args:
         model: the target model, which starts as the original one and is trained in place. Methods in the encoder space train
@@ -48,6 +47,8 @@ class UnlearningTrainer(I2ITrainer):
         noise: the distribution of n; N(0, I) if None.
         original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off.
         augment, on_corrupt: see `ImageReader`.
+        method: one of `METHODS`, or your own `Method`. distance: one of `DISTANCES`, or your own `Distance`.
+        metrics: `Metric`s that evaluation adds to its figures.
 
     Raises:
         InputError: a corruption that hides nothing or all, a stream without max_steps, targets that change each time where they
@@ -67,50 +68,26 @@ class UnlearningTrainer(I2ITrainer):
         original: I2IModel | None = None,
         augment=None,
         on_corrupt: str = "refuse",
+        *,
+        method: Method = OURS,
+        distance: Distance = MSE,
+        metrics=(),
         **kwargs,
     ):
-        if not isinstance(model, I2IModel):
-            raise InputError(f"UnlearningTrainer takes an I2IModel such as I2IMAE, got {type(model).__name__}.")
-        if isinstance(train_dataset, ForgetRetainStream) and args.max_steps <= 0:
-            raise InputError(
-                "A stream has no length, so the run needs max_steps (the number of optimisation steps), larger than 0; "
-                f"got max_steps={args.max_steps}."
-            )
-        eval_corruption = eval_corruption or corruption.at(0)
-        corruption.check(model.grid)
-        eval_corruption.check(model.grid)
-        if args.cache_targets:
-            check_cacheable(model, corruption, augment, train_dataset)
+        eval_corruption = eval_corruption or (corruption.at(0) if isinstance(corruption, Corruption) else None)
+        _check_objects(model, train_dataset, corruption, eval_corruption, noise, original)
+        check_options(args, method, distance)
+        _check_run(model, args, method, train_dataset, corruption, eval_corruption, augment)
         reader = ImageReader(processing_class, model.channels, augment, on_corrupt)
         collator = PairCollator(reader)
         model.check_pixels(collator([_first_readable(train_dataset, reader)])["forget"])
         if eval_dataset is None:
             _refuse_evaluation_options(args)
             args.eval_strategy = "no"
-        self.method = METHODS[args.method]
-        if args.noise_bank and (corruption.is_random or not model.noise_target_is_shared):
-            reason = f"the corruption '{corruption}' is random" if corruption.is_random else f"the family is '{model.family}'"
-            raise InputError(f"A noise_bank holds E0(T(n)) under one fixed T alone, but {reason}; leave it at 0.")
-        if args.noise_target == "mean" and not model.noise_target_is_shared:
-            raise InputError(
-                f"noise_target 'mean' needs a target that all pictures share; that of the family '{model.family}' depends on the "
-                "visible part of each. Use 'fresh'."
-            )
-        # Kept beside the model, never inside it, so that no checkpoint holds it.
-        if original is model:
-            raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
-        original = original or original_of(model)
-        if args.channels_last:
-            for one in (model, original):
-                one.to(memory_format=torch.channels_last)
-        if self.method.space == "encoder":
-            model.train_encoder_only()
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise InputError(
-                "The model has nothing to train: put a new adapter on it (add_patch), or merge its patches (merge)."
-            )
+        original = original or original_of(model)  # kept beside the model, never inside it, so that no checkpoint holds it
+        _prepare_weights(model, original, args, method)
         super().__init__(
-            model=model if self.method.space == "encoder" else TrainingLoss(model),
+            model=model if method.trains_encoder_alone else TrainingLoss(model),
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
@@ -118,15 +95,22 @@ class UnlearningTrainer(I2ITrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.corruption, self.eval_corruption, self.skipped = corruption, eval_corruption, 0
+        self.method, self.corruption, self.eval_corruption, self.skipped = method, corruption, eval_corruption, 0
         if self.is_fsdp_enabled and isinstance(original, AdaptersOff):
             original = model.frozen_copy()  # of its own, for what the model shares with its adapters is cut into shards
         self.original = self.accelerator.prepare_model(original, device_placement=True, evaluation_mode=True)
         self.noise = noise or StandardNormal()
         self.objective = Objective(
-            self.method, self.original, DISTANCES[args.distance], self.noise, args.variant, args.noise_target,
-            args.mean_draws, args.seed, args.noise_bank,
-        )  # fmt: skip
+            method, self.original, distance, self.noise, args.noise_target, args.mean_draws, args.seed, args.noise_bank
+        )
+        self._add_control()
+        self.evaluator = None
+        if eval_dataset is not None:
+            self._add_evaluation(eval_dataset, ImageReader(processing_class, model.channels, None, on_corrupt), metrics)
+
+    def _add_control(self):
+        """The bound on retain, and what ends a run early."""
+        args = self.args
         self.bound = RetainBound(args.retain_bound, 1 / args.alpha) if args.retain_bound else None
         if self.bound:
             self.add_callback(_StepBound(self))
@@ -134,18 +118,20 @@ class UnlearningTrainer(I2ITrainer):
             self.add_callback(EarlyStoppingCallback(args.patience, args.patience_threshold))
         if args.stop_at_forget_distance is not None:
             self.add_callback(StopAtForgetDistance(args.stop_at_forget_distance, rising=self.method.sign < 0))
-        self.evaluator = None
-        if eval_dataset is not None:
-            reader = ImageReader(processing_class, model.channels, None, on_corrupt)
-            self.eval_pairs = torch.utils.data.DataLoader(
-                _Share(ForgetRetainPairs(eval_dataset["forget"], eval_dataset["retain"], args.seed), self.accelerator),
-                args.per_device_eval_batch_size,
-                collate_fn=PairCollator(reader),
-            )
-            self.evaluator = Evaluator(
-                self.original, eval_dataset, reader, eval_corruption, args.per_device_eval_batch_size, args.seed,
-                self.accelerator, keep_original=True,
-            )  # fmt: skip
+
+    def _add_evaluation(self, rows, reader, metrics):
+        """Figures, and the method's own terms, on {"forget": rows, "retain": rows}."""
+        args = self.args
+        self.eval_pairs = torch.utils.data.DataLoader(
+            _Share(ForgetRetainPairs(rows["forget"], rows["retain"], args.seed), self.accelerator),
+            args.per_device_eval_batch_size,
+            collate_fn=PairCollator(reader),
+        )
+        more = {"metrics": metrics} if metrics else {}
+        self.evaluator = Evaluator(
+            self.original, rows, reader, self.eval_corruption, args.per_device_eval_batch_size, args.seed,
+            self.accelerator, keep_original=True, **more,
+        )  # fmt: skip
 
     def train(self, *args, **kwargs):
         self.prepare_targets()
@@ -162,14 +148,14 @@ class UnlearningTrainer(I2ITrainer):
         args, collator, retain = self.args, self.data_collator, self.train_dataset.retain.dataset
         mask = self.corruption(self.i2i.grid, [0])  # (1, rows, cols)
         store = TargetStore(args.targets_dir, self.original, mask, args.mixed_precision)
-        fixed = self.method.forget_target == "encoded noise" and (args.noise_bank or args.noise_target == "mean")
+        fixed = self.objective.is_fixed(self.corruption)
         if fixed:
             shape = (1, self.i2i.channels, *self.i2i.image_size)
             self.objective.fix(torch.zeros(shape, device=args.device), mask, self.corruption, store)
         collator.targets = store.retain(
             retain, collator.reader, args.per_device_eval_batch_size, self.accelerator, not args.disable_tqdm
         )
-        if self.evaluator is None and (fixed or self.method.forget_target == "noise"):
+        if self.evaluator is None and (fixed or not self.method.target.encodes):
             self.original = self.objective.original = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -274,6 +260,53 @@ class _Share(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.dataset[self.indices[i]]
+
+
+def _check_objects(model, train_dataset, corruption, eval_corruption, noise, original):
+    """Raise InputError for an argument of the wrong kind, such as a word where an object is wanted."""
+    if not isinstance(model, I2IModel):
+        raise InputError(f"UnlearningTrainer takes an I2IModel such as I2IMAE, got {type(model).__name__}.")
+    for name, value, kind, example in (
+        ("corruption", corruption, Corruption, "CenterCrop(8)"),
+        ("eval_corruption", eval_corruption, Corruption, "CenterCrop(8)"),
+        ("noise", noise or StandardNormal(), Noise, "StandardNormal()"),
+    ):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is a {kind.__name__} object, such as {example}, got {value!r}.")
+    if original is model:
+        raise InputError("The original model is the very object to be trained; leave it out, or pass model.frozen_copy().")
+
+
+def _check_run(model, args, method, train_dataset, corruption, eval_corruption, augment):
+    """Raise InputError where model, method, T and options do not go together."""
+    if isinstance(train_dataset, ForgetRetainStream) and args.max_steps <= 0:
+        raise InputError(
+            "A stream has no length, so the run needs max_steps (the number of optimisation steps), larger than 0; "
+            f"got max_steps={args.max_steps}."
+        )
+    corruption.check(model.grid)
+    eval_corruption.check(model.grid)
+    if args.cache_targets:
+        check_cacheable(model, corruption, augment, train_dataset)
+    if args.noise_bank and (corruption.is_random or not model.noise_target_is_shared):
+        reason = f"the corruption '{corruption}' is random" if corruption.is_random else f"the family is '{model.family}'"
+        raise InputError(f"A noise_bank holds E0(T(n)) under one fixed T alone, but {reason}; leave it at 0.")
+    if args.noise_target == "mean" and not model.noise_target_is_shared:
+        raise InputError(
+            f"noise_target 'mean' needs a target that all pictures share; that of the family '{model.family}' depends on the "
+            "visible part of each. Use 'fresh'."
+        )
+
+
+def _prepare_weights(model, original, args, method):
+    """Freeze what the method does not train. Raises InputError if that is everything."""
+    if args.channels_last:
+        for one in (model, original):
+            one.to(memory_format=torch.channels_last)
+    if method.trains_encoder_alone:
+        model.train_encoder_only()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("The model has nothing to train: put a new adapter on it (add_patch), or merge its patches (merge).")
 
 
 def _refuse_evaluation_options(args):
