@@ -10,7 +10,6 @@ are (`--frozen_conv_in`, `--frozen_levels` of recipes/unlearn_diffusion.py). Wit
 
 import contextlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 

@@ -8,7 +8,7 @@ from conftest import make_dataset, make_mae
 from huggingface_hub import EvalResult, ModelCard
 from test_lora import outputs, randomise
 
-from hf_i2i_unlearn import InputError, UnlearningConfig, add_patch, load_model, merge
+from hf_i2i_unlearn import METHODS, InputError, UnlearningConfig, add_patch, load_model, merge
 from hf_i2i_unlearn.commands.cli import command_line
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
@@ -66,6 +66,7 @@ def make_card(folder, model, patch=None, below=None, **changes):
     options = {
         "base_model": "some/original", "license": "mit", "result": {"forget": FIGURES, "retain": FIGURES},
         "description": DESCRIPTION, "args": UnlearningConfig(str(folder), use_cpu=True), "corruption": "center:2",
+        "method": METHODS["ours"], "variant": "paper", "distance": "mse",
         "eval_corruption": "center:3", "noise": "N(0, I)", "bound": None, "steps": 7, "skipped": 0, "command": "the command",
         "picture": "before_after.png",
     }  # fmt: skip

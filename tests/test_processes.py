@@ -48,7 +48,8 @@ from test_evaluation import make_network
 from test_trainer import stream
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from hf_i2i_unlearn import (Evaluator, ForgetRetainPairs, ImageReader, PretrainingConfig, PretrainingTrainer,
-    RandomMask, SingleImageStream, UnlearningConfig, UnlearningTrainer, undecoded)
+    RandomMask, UnlearningConfig, UnlearningTrainer, undecoded)
+from hf_i2i_unlearn.data.streams import SingleImageStream
 
 torch.set_num_threads(1)
 folder, found = Path(sys.argv[1]), {}

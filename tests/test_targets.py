@@ -1,6 +1,7 @@
 """Targets that are kept: the same loss, gradients and weights as without, and never those of something else."""
 
 import os
+
 import numpy as np
 import pytest
 import torch
