@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.commands.convert_mage import main
 from hf_i2i_unlearn.models.mage.conversion import from_original, infer_config, read_checkpoint, to_original
-from hf_i2i_unlearn.models.mage.hf import modeling_mage
+from hf_i2i_unlearn.models.mage.hf import completion_mage
 from hf_i2i_unlearn.models.mage.hf.configuration_mage import MageConfig
 from hf_i2i_unlearn.models.mage.hf.decoding_mage import (
     decoding_step,
@@ -139,8 +139,8 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
 
     # The whole loop, fed with the same draws: skipped steps, schedule and temperatures are its own.
     draws = iter(zip(sampled.split(1), gumbel.split(1)))
-    monkeypatch.setattr(modeling_mage, "draw_noise", lambda *args: next(draws))
-    monkeypatch.setattr(modeling_mage, "sample_codes", lambda logits, uniform: uniform)
+    monkeypatch.setattr(completion_mage, "draw_noise", lambda *args: next(draws))
+    monkeypatch.setattr(completion_mage, "sample_codes", lambda logits, uniform: uniform)
     first = model.tokenize(x["input.inpaint_masked_image"])
     final = model.complete_tokens(first, hidden, facts["num_iter"], facts["choice_temperature"])
     assert torch.equal(final, x["output.inpaint_final_ids"]) and next(draws, None) is None
@@ -440,7 +440,7 @@ def test_every_step_decides_a_token_and_cools_down(mage, monkeypatch):
         calls.append((int((tokens == mask_id).sum()), int(count), temperature))
         return decoding_step(tokens, logits, sampled, gumbel, count, temperature, mask_id)
 
-    monkeypatch.setattr(modeling_mage, "decoding_step", recorded)
+    monkeypatch.setattr(completion_mage, "decoding_step", recorded)
     mage.generate(1, steps=50, temperature=4.5, generator=torch.Generator().manual_seed(0))
     unknown, count, temperature = zip(*calls)
     assert unknown[0] == 16 and unknown[1:] == count[:-1]

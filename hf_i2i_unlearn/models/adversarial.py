@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
         return self.layers(torch.cat([pictures, hole.to(pictures)], 1)).flatten(1)
 
     def losses(self, real, made, hole) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Hinge losses (Lim and Ye 2017) of the verdicts that touch the hole: of the maker (B,), of this network (B,); and their means.
+        """Hinge losses (Lim and Ye 2017) of verdicts that touch the hole: the maker's (B,), this network's (B,); and the means.
 
         One optimiser serves both: this network's loss does not reach the maker, nor the maker's this network.
         real, made: (B, C, H, W), alike outside of the hole (B, 1, H, W).

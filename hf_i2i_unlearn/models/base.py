@@ -62,7 +62,7 @@ class I2IModel(nn.Module, abc.ABC):
         return pixel_values
 
     def levels(self, encoded: torch.Tensor) -> list[torch.Tensor]:
-        """The parts of a representation (B, ...) whose statistics differ, each (B, ...); joined along dimension 1 they are it."""
+        """The parts of a representation (B, ...) whose statistics differ, each (B, ...); along dimension 1 they make it up."""
         return [encoded]
 
     @abc.abstractmethod

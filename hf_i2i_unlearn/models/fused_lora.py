@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 
 class FusedLinear(PeftLinear):
-    """peft's layer, with cheaper gradients where one adapter is trained on a frozen `nn.Linear`; elsewhere peft's own forward."""
+    """peft's layer, with cheaper gradients where one adapter is trained on a frozen `nn.Linear`; elsewhere peft's own."""
 
     def forward(self, x, *args, **kwargs):
         # A compiler fuses on its own, and without gradients what is computed stays bit for bit what plain peft computes.

@@ -28,7 +28,7 @@ def encoder_layers(i2i: I2IModel, targets: list[str] | None = None) -> list[str]
 
 
 def anchored(names: list[str], model: nn.Module) -> str:
-    """One regular expression that fits these layers of the model and no other, block numbers written as `\\d+` where that is so."""
+    """One regular expression that fits these layers of the model and no other, block numbers as `\\d+` where that is so."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)), []).append(name)

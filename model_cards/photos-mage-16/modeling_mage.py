@@ -1,4 +1,4 @@
-"""MAGE: a masked encoder-decoder over VQ-GAN tokens (Li et al. 2023), and its iterative decoding.
+"""MAGE: a masked encoder-decoder over VQ-GAN tokens (Li et al. 2023). What it makes of holes is in `completion_mage`.
 
 Shapes: B pictures, N tokens (`config.num_tokens`) in raster order, D and D' the widths of encoder and decoder. Sequences
 of 1 + N rows begin with the class token. Token masks are boolean (B, N): "drop" = the encoder does not see the token,
@@ -15,22 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from .completion_mage import MageCompletion
 from .configuration_mage import MageConfig
-from .decoding_mage import (
-    decoding_step,
-    draw_noise,
-    feathered_paste,
-    fill_hole,
-    grow,
-    masks_from_noise,
-    paste,
-    sample_codes,
-    truncated_normal,
-)
+from .decoding_mage import masks_from_noise, truncated_normal
+from .layers_mage import MageBlock, MageHead, MageTokenEmbedding, MageUnused
 from .tokenizer_mage import MageTokenizer
 
 
@@ -54,116 +44,7 @@ class MageModelOutput(ModelOutput):
     token_all_mask: torch.Tensor | None = None
 
 
-class MageTokenEmbedding(nn.Module):
-    """Words + positions, layer norm, dropout: ids (B, 1 + N) -> (B, 1 + N, D)."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.embedding_dropout_prob)
-
-    def forward(self, ids):
-        places = self.position_embeddings.weight[: ids.shape[1]]  # (1 + N, D)
-        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + places))
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention, (B, heads, L, head_dim) each -> (B, L, heads, head_dim) and the weights (B, heads, L, L)."""
-    weights = (query @ key.transpose(2, 3) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = F.dropout(weights, p=dropout, training=module.training) @ value
-    return output.transpose(1, 2), weights
-
-
-class MageAttention(nn.Module):
-    def __init__(self, config, width, heads):
-        super().__init__()
-        self.config = config
-        self.heads = heads
-        self.scaling = (width // heads) ** -0.5
-        self.is_causal = False  # read by the library's SDPA function
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.attention_dropout = config.attention_dropout_prob
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x):
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, head_dim) each
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
-        return self.dropout(self.proj(output.reshape(batch, length, width)))
-
-
-class MageMLP(nn.Module):
-    def __init__(self, config, width):
-        super().__init__()
-        self.fc1 = nn.Linear(width, int(width * config.mlp_ratio))
-        self.fc2 = nn.Linear(int(width * config.mlp_ratio), width)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x):
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
-
-
-class MageBlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block, (B, L, width) -> the same."""
-
-    def __init__(self, config, width, heads):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.attn = MageAttention(config, width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.mlp = MageMLP(config, width)
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class MageHead(nn.Module):
-    """(..., D'), word table (V, D) -> logits (..., V); V may be less than the vocabulary, its first words.
-
-    The table is the input embedding, used detached as in the original: the head's loss does not reach it.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.fc = nn.Linear(config.decoder_hidden_size, config.hidden_size)
-        self.ln = nn.LayerNorm(config.hidden_size, eps=config.head_layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(1, 1, config.vocab_size))
-
-    def forward(self, x, words):
-        return F.linear(self.ln(F.gelu(self.fc(x))), words.detach()) + self.bias[0, 0, : len(words)]
-
-
-class MageUnused(nn.Module):
-    """Tensors of an original checkpoint that no forward reads, one buffer each ("." in their names became "__").
-
-    Buffers, not parameters: no optimiser, weight decay or gradient synchronisation meets them.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        width, rows, side = config.hidden_size, 1 + config.num_tokens, config.patch_size
-        pixels = side * side * config.num_channels
-        for name, shape in {
-            "cls_token": (1, 1, width),
-            "mask_token": (1, 1, config.decoder_hidden_size),
-            "pos_embed": (1, rows, width),
-            "decoder_pos_embed": (1, rows, config.decoder_hidden_size),
-            "patch_embed.proj.weight": (width, config.num_channels, side, side),
-            "patch_embed.proj.bias": (width,),
-            "decoder_pred.weight": (pixels, config.decoder_hidden_size),
-            "decoder_pred.bias": (pixels,),
-        }.items():
-            self.register_buffer(name.replace(".", "__"), torch.zeros(shape))
-
-
-class MageModel(PreTrainedModel):
+class MageModel(MageCompletion, PreTrainedModel):
     """Tokenizer, encoder, decoder and head. The tokenizer is frozen; `model.vqgan.requires_grad_()` thaws it.
 
     Encoder: `token_emb`, `blocks`, `norm`. Decoder: `decoder_embed`, `decoder_pos_embed_learned`, `decoder_blocks`,
@@ -229,8 +110,6 @@ class MageModel(PreTrainedModel):
     def get_input_embeddings(self):
         return self.token_emb.word_embeddings
 
-    # ------------------------------------------------------------------------------------------------- tokens and model
-
     @torch.no_grad()
     def tokenize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in [0, 1], not normalised -> code numbers (B, N). Autocast does not reach the tokenizer."""
@@ -238,8 +117,8 @@ class MageModel(PreTrainedModel):
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != wanted:
             (rows, cols), got = self.config.grid, "x".join(map(str, pixel_values.shape[1:]))
             raise ValueError(
-                f"Pictures of {got} (channels x height x width) do not give the {rows}x{cols} grid of tokens that the model has "
-                f"positions for, expected {'x'.join(map(str, wanted))}; resize them."
+                f"Pictures of {got} (channels x height x width) do not give the {rows}x{cols} grid of tokens that the model "
+                f"has positions for, expected {'x'.join(map(str, wanted))}; resize them."
             )
         with torch.autocast(pixel_values.device.type, enabled=False):
             return self.vqgan.tokenize(pixel_values).flatten(1)
@@ -264,7 +143,7 @@ class MageModel(PreTrainedModel):
         Returns:
             (B, 1 + kept, D), the class token first, then what is kept in raster order.
         """
-        self._check_tokens(ids)
+        self.check_tokens(ids)
         if token_all_mask is not None:
             ids = ids.masked_fill(token_all_mask.bool(), self.config.mask_token_id)
         ids = torch.cat([ids.new_full((len(ids), 1), self.config.class_token_id), ids], 1)  # (B, 1 + N)
@@ -274,8 +153,8 @@ class MageModel(PreTrainedModel):
             counts = keep.sum(1)
             if not bool((counts == counts[0]).all()):
                 raise ValueError(
-                    f"All pictures of a batch must keep the same number of tokens, got {sorted({n - 1 for n in counts.tolist()})}; "
-                    "hide the others by token_all_mask."
+                    "All pictures of a batch must keep the same number of tokens, got "
+                    f"{sorted({n - 1 for n in counts.tolist()})}; hide the others by token_all_mask."
                 )
             x = x[keep].view(len(x), -1, x.shape[2])  # (B, 1 + kept, D)
         for block in self.blocks:
@@ -307,7 +186,7 @@ class MageModel(PreTrainedModel):
         return self.decoder_norm(x)
 
     def head_of_codes(self, states) -> torch.Tensor:
-        """The head without the words that are no codes: `decoder_states` of any places (..., D') -> logits (..., codebook_size)."""
+        """The head without the words that are no codes: `decoder_states` of places (..., D') -> logits (..., codebook_size)."""
         return self.mlm_layer(states, self.token_emb.word_embeddings.weight[: self.config.codebook_size])
 
     def token_loss(self, logits, ids) -> torch.Tensor:
@@ -374,133 +253,7 @@ class MageModel(PreTrainedModel):
             token_all_mask=token_all_mask,
         )
 
-    # ------------------------------------------------------------------------------------------------------- generation
-
-    @torch.no_grad()
-    def generate(self, batch: int = 1, steps: int = 12, temperature: float = 4.5, generator=None) -> torch.Tensor:
-        """Pictures from nothing: (B, C, H, W) in [0, 1]. `generator`: one, or a list of one a picture."""
-        ids = torch.full((batch, self.config.num_tokens), self.config.mask_token_id, device=self.device)
-        ids = self.complete_tokens(ids, torch.ones_like(ids, dtype=torch.bool), steps, temperature, generator)
-        return self.decode_tokens(ids).clamp(0, 1)
-
-    @torch.no_grad()
-    def complete(
-        self,
-        pixel_values: torch.Tensor,
-        mask: torch.Tensor,
-        steps: int = 20,
-        temperature: float = 6.0,
-        generator=None,
-        margin: int = 1,
-        feather: bool = False,
-        code_temperature: float = 1.0,
-        toward_mean: float = 0.0,
-    ) -> torch.Tensor:
-        """Fill holes by iterative decoding; every sample has a hole of its own.
-
-        Args:
-            pixel_values: (B, C, H, W) in [0, 1]; what the hole covers is replaced by `config.fill_color` before tokenization.
-            mask: boolean (B, rows, cols) over the token grid, True = hole.
-            steps, temperature, code_temperature, toward_mean: of the decoding, see `complete_tokens`.
-            generator: a `torch.Generator`, or a list of one a picture: then a picture's completion does not depend on
-                the batch it is in.
-            margin: tokens around the hole that are predicted too, since the tokenizer has seen the hole in them.
-            feather: the reference's soft paste in place of the plain one, see `feathered_paste`.
-
-        Returns:
-            (B, C, H, W) in [0, 1]. With the plain paste every pixel outside the hole is that of `pixel_values`.
-        """
-        if tuple(mask.shape) != (len(pixel_values), *self.config.grid):
-            raise ValueError(
-                f"The mask has shape {tuple(mask.shape)}, expected {(len(pixel_values), *self.config.grid)}: "
-                "one value for each token of each picture."
-            )
-        mask, side = mask.to(pixel_values.device).bool(), self.config.patch_size
-        hole = mask.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)  # (B, 1, H, W)
-        filled = fill_hole(pixel_values, hole, self.config.fill_color)
-        hidden = grow(mask.unsqueeze(1), margin).flatten(1)
-        ids = self.complete_tokens(
-            self.tokenize(filled), hidden, steps, temperature, generator, code_temperature, toward_mean
-        )
-        decoded = self.decode_tokens(ids).to(pixel_values.dtype)
-        return feathered_paste(decoded, filled, hole) if feather else paste(decoded, pixel_values, hole)
-
-    @torch.no_grad()
-    def complete_tokens(
-        self,
-        ids,
-        hidden,
-        steps: int = 20,
-        temperature: float = 6.0,
-        generator=None,
-        code_temperature: float = 1.0,
-        toward_mean: float = 0.0,
-    ) -> torch.Tensor:
-        """Iterative decoding: codes (B, N) and a boolean mask (B, N), True = unknown -> codes (B, N).
-
-        At step k of K (r = k / K) all unknown tokens are sampled; the floor(N cos(pi r / 2)) least certain become unknown
-        again, at least 1 and fewer than were unknown. A sample sits out the steps that would leave at least its
-        initial share unknown. The codes sampled in the last step are the result.
-
-        `temperature` is that of the Gumbel noise in the certainty. Codes are sampled from softmax(logits / code_temperature): at 1,
-        as released, what the model believes; below, likelier codes and less variety; 0 takes the likeliest. `toward_mean`: the
-        share of the way that the vector of a drawn code c is moved to the mean of all codes, before the nearest code is taken,
-        c + toward_mean (sum_k p_k c_k - c): 0, as released, keeps the drawn one. It lowers the error of a sample, which is
-        further from the truth than the mean is.
-        """
-        self._check_tokens(ids)
-        if steps < 1 or temperature < 0 or code_temperature < 0 or not 0 <= toward_mean <= 1:
-            raise ValueError(
-                "Decoding needs at least 1 step, temperatures of 0 or more and toward_mean from 0 to 1, got "
-                f"{steps}, {temperature}, code_temperature {code_temperature} and toward_mean {toward_mean}."
-            )
-        if isinstance(generator, list) and len(generator) != len(ids):
-            raise ValueError(f"Got {len(generator)} generators for {len(ids)} pictures, expected one each.")
-        total, mask_id = self.config.num_tokens, self.config.mask_token_id
-        tokens = ids.masked_fill(hidden.bool(), mask_id)  # unknown = mask token
-        result = ids.clone()
-        share = [count / total for count in hidden.sum(1).tolist()]  # of unknown tokens at the start
-        unknown = (tokens == mask_id).sum(1).tolist()
-        for step in range(1, steps + 1):
-            ratio = step / steps
-            left = math.cos(math.pi / 2 * ratio)
-            rows = [row for row, start in enumerate(share) if left < start]  # the samples that take this step
-            if not rows:
-                continue
-            current = tokens[rows]  # (b, N)
-            # The unknown places of each sample in raster order, then known ones up to the longest list: nothing is asked
-            # of the head, nor drawn, elsewhere.
-            places = (current == mask_id).int().argsort(dim=1, descending=True, stable=True)
-            places = places[:, : max(unknown[row] for row in rows)]  # (b, P)
-            logits = self.code_logits(current, places)  # (b, P, codes)
-            uniform, gumbel = (n.gather(1, places) for n in draw_noise(rows, total, generator, ids.device))  # (b, P) each
-            for row in rows:
-                unknown[row] = max(1, min(unknown[row] - 1, math.floor(total * left)))
-            count = torch.tensor([unknown[row] for row in rows], device=ids.device)
-            sampled = sample_codes(logits / code_temperature, uniform) if code_temperature else logits.argmax(-1)
-            if toward_mean:
-                vectors = self.vqgan.quantize.embedding.weight.float()  # (codes, codebook_dim)
-                drawn, mean = vectors[sampled], logits.softmax(-1) @ vectors  # (b, P, codebook_dim) each
-                sampled = self.vqgan.quantize.nearest(drawn.lerp(mean, toward_mean))
-            completed, kept = decoding_step(
-                current.gather(1, places), logits, sampled, gumbel, count, temperature * (1 - ratio), mask_id
-            )
-            result[rows] = current.scatter(1, places, completed)
-            tokens[rows] = current.scatter(1, places, kept)
-        return result
-
-    def code_logits(self, tokens, places=None) -> torch.Tensor:
-        """Logits of the codes, in float32: tokens (B, N), unknown ones mask tokens -> (B, N, codebook_size).
-
-        places: where they are wanted, (B, P); the result is (B, P, codebook_size).
-        """
-        mask = tokens == self.config.mask_token_id
-        states = self.decoder_states(self.encode(tokens), None, mask)[:, 1:]  # (B, N, D')
-        if places is not None:
-            states = states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
-        return self.head_of_codes(states).float()
-
-    def _check_tokens(self, ids):
+    def check_tokens(self, ids):
         if ids.dim() != 2 or ids.shape[1] != self.config.num_tokens:
             rows, cols = self.config.grid
             raise ValueError(

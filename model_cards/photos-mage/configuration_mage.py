@@ -4,7 +4,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
 UNUSED_CLASSES = 1000  # MAGE reserves rows for ImageNet classes that it never reads
+
+
 CLASS_TOKEN_OFFSET = 76  # the class token is row codebook_size + 76, inside that reserve
 
 
@@ -121,15 +125,15 @@ class MageConfig(PreTrainedConfig):
         if self.num_tokens + 1 > self.max_position_embeddings:
             rows, cols = self.grid
             raise ValueError(
-                f"image_size {self.image_size} gives a grid of {rows}x{cols} tokens, which needs {self.num_tokens + 1} positions "
-                f"with the class token, but max_position_embeddings is {self.max_position_embeddings}; make the pictures "
-                "smaller or the table larger."
+                f"image_size {self.image_size} gives a grid of {rows}x{cols} tokens, which needs {self.num_tokens + 1} "
+                f"positions with the class token, but max_position_embeddings is {self.max_position_embeddings}; make the "
+                "pictures smaller or the table larger."
             )
         if self.vocab_size != self.codebook_size + UNUSED_CLASSES + 1:
             raise ValueError(
                 f"The codebook does not match the head: codebook_size {self.codebook_size} needs a vocabulary of "
-                f"{self.codebook_size + UNUSED_CLASSES + 1} (codes + {UNUSED_CLASSES} + mask token), got {self.vocab_size}; use the "
-                "tokenizer that the transformer was trained with."
+                f"{self.codebook_size + UNUSED_CLASSES + 1} (codes + {UNUSED_CLASSES} + mask token), got {self.vocab_size}; "
+                "use the tokenizer that the transformer was trained with."
             )
         for name, width, heads in (
             ("encoder", self.hidden_size, self.num_attention_heads),

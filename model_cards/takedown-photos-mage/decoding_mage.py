@@ -36,7 +36,7 @@ def sample_codes(logits, uniform):
 
 
 def decoding_step(tokens, logits, sampled, gumbel, count, temperature: float, mask_token_id: int):
-    """One step of iterative decoding, given its random numbers.
+    """One step of iterative decoding, given its random numbers. N may be some of a picture's places, with all unknown ones.
 
     Args:
         tokens: (B, N), unknown ones are `mask_token_id`.

@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         widths = [config.tokenizer_channels * m for m in config.tokenizer_channel_multipliers]
         self.conv_in = nn.Conv2d(config.num_channels, config.tokenizer_channels, 3, padding=1, bias=False)
         inputs = [config.tokenizer_channels] + widths[:-1]
-        self.down = nn.ModuleList(Level(config, a, b) for a, b in zip(inputs, widths))
+        self.down = nn.ModuleList(Level(config, a, b) for a, b in zip(inputs, widths, strict=True))
         self.mid = Mid(config, widths[-1])
         self.norm_out = group_norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.codebook_dim, 1)
@@ -105,7 +105,8 @@ class Decoder(nn.Module):
         self.mid = Mid(config, widths[-1])
         inputs = widths[1:] + widths[-1:]
         # Numbered by resolution as in the encoder, so the last one runs first.
-        self.up = nn.ModuleList(Level(config, a, b, upsample=n > 0) for n, (a, b) in enumerate(zip(inputs, widths)))
+        levels = enumerate(zip(inputs, widths, strict=True))
+        self.up = nn.ModuleList(Level(config, a, b, upsample=n > 0) for n, (a, b) in levels)
         self.norm_out = group_norm(config, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
 

@@ -20,7 +20,7 @@ SCHEDULER = "scheduler_config.json"
 
 
 class Pipeline(NamedTuple):
-    """A pipeline on this machine. index: its model_index.json. variant: of the weights that are read, such as "fp16", or None."""
+    """A pipeline on this machine. index: its model_index.json. variant: of the weights that are read ("fp16"), or None."""
 
     folder: Path
     index: dict
@@ -59,8 +59,8 @@ def find_pipeline(path, variant: str | None = None, **hub) -> Pipeline | None:
         files = [f.name for f in (folder / name).glob("*")]
         if "config.json" in files and not any(fnmatch.fnmatch(f, w) for f in files for w in _weights(variant)):
             raise InputError(
-                f"The {name} of the pipeline '{path}' has no '{_weights(variant)[0]}' or 'model.safetensors'; only safetensors are "
-                "read: load the pipeline with diffusers where you trust it, and save it again with safe_serialization=True."
+                f"The {name} of the pipeline '{path}' has no '{_weights(variant)[0]}' or 'model.safetensors'; only safetensors "
+                "are read: load the pipeline with diffusers where you trust it, and save it again with safe_serialization=True."
             )
     return pipeline
 

@@ -1,4 +1,4 @@
-"""Latent inpainting: `diffusers.UNet2DConditionModel` with 9 input channels, the layout of Stable Diffusion's inpainting models."""
+"""Latent inpainting: `diffusers.UNet2DConditionModel` with 9 input channels, as Stable Diffusion's inpainting models are."""
 
 import copy
 import hashlib
@@ -54,8 +54,9 @@ class Latents:
 class I2ILatentUNet(I2IUNet):
     """A U-Net that sees cat(noisy latents, mask, latents of the picture with an empty hole), the step and a text.
 
-    VAE and text are frozen. Latents are the mean of the VAE's distribution. Each picture is encoded alone, so that its latents do
-    not depend on its batch, and in the VAE's own precision. n of E0(T(n)) lives in latent space, in the hole of the noisy latents.
+    VAE and text are frozen. Latents are the mean of the VAE's distribution. Each picture is encoded alone, so that its
+    latents do not depend on its batch, and in the VAE's own precision. n of E0(T(n)) lives in latent space, in the hole of
+    the noisy latents.
 
     Args:
         vae: shared with the frozen copy. text: (1, L, D), the text encoder's last hidden state of the prompt.
@@ -100,8 +101,8 @@ class I2ILatentUNet(I2IUNet):
             )
         if text.shape[-1] != model.config.cross_attention_dim:
             raise InputError(
-                f"The text has {text.shape[-1]} channels, the U-Net reads {model.config.cross_attention_dim}; take the text encoder "
-                "of the same pipeline."
+                f"The text has {text.shape[-1]} channels, the U-Net reads {model.config.cross_attention_dim}; take the text "
+                "encoder of the same pipeline."
             )
         self.vae, self.prompt = vae.eval().requires_grad_(False), prompt
         self.register_buffer("text", text.detach(), persistent=False)
@@ -112,8 +113,8 @@ class I2ILatentUNet(I2IUNet):
         """With VAE and text encoder of the pipeline; the text encoder runs once, here, and is not kept."""
         if pipeline is None:
             raise InputError(
-                "A latent inpainting U-Net needs the VAE and the text encoder of its pipeline; give the pipeline's folder or Hub id "
-                "(the one with model_index.json), not that of the U-Net alone."
+                "A latent inpainting U-Net needs the VAE and the text encoder of its pipeline; give the pipeline's folder or "
+                "Hub id (the one with model_index.json), not that of the U-Net alone."
             )
         folder, loading = str(pipeline.folder), {"use_safetensors": True, "variant": pipeline.variant}
         places = {n: pipeline.check(n, k) or None for n, k in (("vae", "AutoencoderKL"), ("text_encoder", "CLIPTextModel"))}
@@ -160,8 +161,8 @@ class I2ILatentUNet(I2IUNet):
         check_divisible(self.size, "the U-Net's patch size", self.patch_size)
         if self.patch_size % self.factor:
             raise InputError(
-                f"The patch size {self.patch_size} is no multiple of the VAE's factor {self.factor}, so a hole would cut through "
-                f"latents; set patch_size to {self.factor} or a multiple of it."
+                f"The patch size {self.patch_size} is no multiple of the VAE's factor {self.factor}, so a hole would cut "
+                f"through latents; set patch_size to {self.factor} or a multiple of it."
             )
 
     # The frozen parts

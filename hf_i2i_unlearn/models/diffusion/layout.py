@@ -49,7 +49,8 @@ def with_encoder_attention(model: UNet2DModel, levels: list[int]) -> UNet2DModel
     Raises:
         InputError: a level that is not there, or has attention, or is no ResnetDownsampleBlock2D or DownBlock2D.
     """
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}  # "_name_or_path" is a folder here
+    # "_name_or_path" would be a folder here.
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     kinds = list(config["down_block_types"])
     for level in levels:
         if not 0 <= level < len(kinds):

@@ -11,8 +11,8 @@ from .modeling import I2IUNet, check_config
 from .schedules import between, gamma_at
 
 CHANNELS = (
-    "the Palette layout is 6 and 3 for colour or 2 and 1 for grey pictures (condition and noisy picture in, prediction out), an "
-    "unconditional U-Net has 3 and 3, or 1 and 1"
+    "the Palette layout is 6 and 3 for colour or 2 and 1 for grey pictures (condition and noisy picture in, prediction out), "
+    "an unconditional U-Net has 3 and 3, or 1 and 1"
 )
 
 

@@ -8,7 +8,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def on_schedule(kind, scheduler):
-    """A sampler of the class `kind` on the schedule of another scheduler, its first step the noisiest, where `generate` begins."""
+    """A sampler of class `kind` on the schedule of another scheduler; it begins at the noisiest step, as `generate` does."""
     return kind.from_config(plain_config(scheduler.config), timestep_spacing="trailing")
 
 
@@ -36,11 +36,11 @@ def same_schedule(one, two) -> bool:
 
 
 def prediction_type(scheduler) -> str:
-    """What a network of this scheduler predicts, one of `PREDICTIONS`. Raises InputError for a kind that the loss does not know."""
+    """What a network of this scheduler predicts, one of `PREDICTIONS`. Raises InputError for one that the loss lacks."""
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise InputError(
-            f"{type(scheduler).__name__} has no alphas_cumprod, from which the U-Net's gamma is taken; use a scheduler that has, "
-            "such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler."
+            f"{type(scheduler).__name__} has no alphas_cumprod, from which the U-Net's gamma is taken; use a scheduler that "
+            "has, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler."
         )
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:

@@ -57,7 +57,7 @@ class I2IMAE(I2IModel):
         if info["missing_keys"]:
             raise InputError(
                 f"'{path}' lacks {len(info['missing_keys'])} weights of a masked autoencoder, first "
-                f"'{sorted(info['missing_keys'])[0]}'; unlearning needs encoder and decoder, as ViTMAEForPreTraining saves them."
+                f"'{sorted(info['missing_keys'])[0]}'; unlearning needs encoder and decoder, as ViTMAEForPreTraining saves."
             )
         return cls(model)
 

@@ -33,7 +33,7 @@ class MAEAdversarialTraining(I2IMAE):
         return self.discriminator
 
     def training_loss(self, pixel_values, mask, target=None):
-        """Squared error over the hidden patches + weight x -verdict on the completion + the discriminator's hinge loss: (B,)."""
+        """Squared error over the hidden patches - weight x verdict on the completion + the discriminator's hinge loss: (B,)."""
         truth = pixel_values if target is None else target
         patches = self._decode(self._encode(pixel_values, mask))  # (B, N, p*p*C)
         hole = self.hole(mask.to(pixel_values.device))  # (B, 1, H, W)

@@ -222,7 +222,7 @@ def _keeping(config):
 def _shape(state, key, dimensions):
     if key not in state:
         raise InputError(
-            f"This is no MAGE checkpoint: '{key}' is missing, its first tensor is '{min(state)}'; give the file as it was published."
+            f"This is no MAGE checkpoint: '{key}' is missing, its first tensor is '{min(state)}'; give the file as published."
         )
     if state[key].dim() != dimensions:
         raise InputError(f"'{key}' has shape {tuple(state[key].shape)}, expected {dimensions} dimensions.")

@@ -82,8 +82,9 @@ class I2IMage(I2IModel):
             raise InputError(f"I2IMage wraps a MageModel, got {type(model).__name__}; load it with I2IMage.from_pretrained.")
         if steps < 1 or temperature < 0 or margin < 0 or code_temperature < 0 or not 0 <= toward_mean <= 1:
             raise InputError(
-                "Decoding takes at least 1 step, temperatures and a margin of 0 or more, and toward_mean from 0 to 1; got steps="
-                f"{steps}, temperature={temperature}, margin={margin}, code_temperature={code_temperature}, toward_mean={toward_mean}."
+                "Decoding takes at least 1 step, temperatures and a margin of 0 or more, and toward_mean from 0 to 1; got "
+                f"steps={steps}, temperature={temperature}, margin={margin}, code_temperature={code_temperature}, "
+                f"toward_mean={toward_mean}."
             )
         if mask_rate not in MASK_RATES:
             raise InputError(f"mask_rate is None or 'mage', got {mask_rate!r}.")
@@ -131,8 +132,8 @@ class I2IMage(I2IModel):
             raise InputError(f"The weights in '{path}' do not fit its config.json: '{name[0]}' is {name[1]}, not {name[2]}.")
         if info["missing_keys"]:
             raise InputError(
-                f"'{path}' lacks {len(info['missing_keys'])} weights of a MAGE model, first '{min(info['missing_keys'])}'; save "
-                "it again with MageModel.save_pretrained."
+                f"'{path}' lacks {len(info['missing_keys'])} weights of a MAGE model, first '{min(info['missing_keys'])}'; "
+                "save it again with MageModel.save_pretrained."
             )
         return cls(model, **kwargs)
 
@@ -212,7 +213,7 @@ class I2IMage(I2IModel):
 
     @torch.no_grad()
     def generate(self, pixel_values, mask, seeds=None):
-        """Iterative decoding of the hole and `margin` tokens around it, pasted into the hole alone (unless feathered): (B, C, H, W).
+        """Iterative decoding of the hole and `margin` tokens around it, pasted into the hole (or feathered): (B, C, H, W).
 
         The hole is blanked before tokenization. `seeds`: one integer per picture, on which alone what is sampled depends; 0
         for all if None.
@@ -230,8 +231,8 @@ class I2IMage(I2IModel):
         mean, std = processor.image_mean or [0.0], processor.image_std or [1.0]
         if processor.do_normalize and (any(m != 0 for m in mean) or any(s != 1 for s in std)):
             raise InputError(
-                f"The image processor normalises with mean {list(mean)} and deviation {list(std)}, but MAGE takes pixel values in "
-                "[0, 1]; save it with do_normalize=False."
+                f"The image processor normalises with mean {list(mean)} and deviation {list(std)}, but MAGE takes pixel values "
+                "in [0, 1]; save it with do_normalize=False."
             )
 
     def _masks(self, draw):

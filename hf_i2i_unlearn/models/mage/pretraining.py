@@ -1,5 +1,8 @@
-"""MAGE as something to pretrain: its tokenizer first, by reconstruction, then its transformer on the frozen tokens, and last the way
-from tokens to pixels under a discriminator."""
+"""MAGE as something to pretrain.
+
+Its tokenizer comes first, by reconstruction, then its transformer on the frozen tokens, and last the way from tokens to pixels
+under a discriminator.
+"""
 
 import math
 from typing import NamedTuple
@@ -58,7 +61,7 @@ class MageTokenizerTraining(I2IMage):
         return (mask.cpu() & every_second.view(-1, 1, 1)).to(pixel_values.device)
 
     def training_loss(self, pixel_values, draw, target=None):
-        """L1 + L2 of the reconstruction, and the codebook's loss of the whole batch: (B,). `draw`: where tokens are exchanged."""
+        """L1 + L2 of the reconstruction, and the codebook's loss of the batch: (B,). `draw`: where tokens are exchanged."""
         self.check_pixels(pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             tokenizer = self.model.vqgan
@@ -117,10 +120,11 @@ class MagePretrainingDraw(NamedTuple):
 def informed_start(model: MageModel, share: float = 0.5) -> None:
     """Start a fresh transformer with what is known before training: which codes are alike, and where the tokens lie.
 
-    MAGE starts words and positions at random, which a long training makes up for. Here the words of the codes start partly as the
-    tokenizer's own vectors: centred, rotated at random into D dimensions, and with both parts at unit variance,
-    initializer_range * (sqrt(share) vector + sqrt(1 - share) noise). Positions start as sines and cosines of row and column (as in
-    MAE): the encoder's at the size of the words that they are added to, the decoder's at half of that of its normalised input.
+    MAGE starts words and positions at random, which a long training makes up for. Here the words of the codes start partly as
+    the tokenizer's own vectors: centred, rotated at random into D dimensions, and with both parts at unit variance,
+    initializer_range * (sqrt(share) vector + sqrt(1 - share) noise). Positions start as sines and cosines of row and column
+    (as in MAE): the encoder's at the size of the words that they are added to, the decoder's at half of that of its
+    normalised input.
 
     Args:
         share: of the words' variance that comes from the tokenizer's vectors, 0 to 1.
@@ -133,8 +137,9 @@ def informed_start(model: MageModel, share: float = 0.5) -> None:
         raise InputError(f"The share of the codes in the word embeddings must lie between 0 and 1, got {share}.")
     if config.codebook_dim > config.hidden_size or config.hidden_size % 4 or config.decoder_hidden_size % 4:
         raise InputError(
-            f"An informed start needs widths that are multiples of 4 and at least the codes' {config.codebook_dim} dimensions, got "
-            f"hidden_size {config.hidden_size} and decoder_hidden_size {config.decoder_hidden_size}; change them, or leave it out."
+            f"An informed start needs widths that are multiples of 4 and at least the codes' {config.codebook_dim} dimensions, "
+            f"got hidden_size {config.hidden_size} and decoder_hidden_size {config.decoder_hidden_size}; change them, or "
+            "leave it out."
         )
     words, codes = model.token_emb.word_embeddings.weight, model.vqgan.quantize.embedding.weight
     rotation = torch.linalg.qr(torch.randn(config.hidden_size, config.codebook_dim, device=codes.device))[0]
@@ -203,7 +208,7 @@ class MageTransformerTraining(I2IMage):
 
 
 class MageDecoderTraining(I2IMage):
-    """The tokenizer's decoder of a trained MAGE under squared error + `weight` x adversarial loss, with a `Discriminator` of its own.
+    """The decoder of a trained MAGE's tokenizer under squared error + `weight` x adversarial loss of its own `Discriminator`.
 
     Codes and transformer stay as they are, bit for bit, so this can follow at any time; published VQ-GANs have their
     discriminator from the start (Esser et al. 2021). The decoder is given what generation gives it, but with the true tokens in

@@ -125,15 +125,15 @@ class MageConfig(PreTrainedConfig):
         if self.num_tokens + 1 > self.max_position_embeddings:
             rows, cols = self.grid
             raise ValueError(
-                f"image_size {self.image_size} gives a grid of {rows}x{cols} tokens, which needs {self.num_tokens + 1} positions "
-                f"with the class token, but max_position_embeddings is {self.max_position_embeddings}; make the pictures "
-                "smaller or the table larger."
+                f"image_size {self.image_size} gives a grid of {rows}x{cols} tokens, which needs {self.num_tokens + 1} "
+                f"positions with the class token, but max_position_embeddings is {self.max_position_embeddings}; make the "
+                "pictures smaller or the table larger."
             )
         if self.vocab_size != self.codebook_size + UNUSED_CLASSES + 1:
             raise ValueError(
                 f"The codebook does not match the head: codebook_size {self.codebook_size} needs a vocabulary of "
-                f"{self.codebook_size + UNUSED_CLASSES + 1} (codes + {UNUSED_CLASSES} + mask token), got {self.vocab_size}; use the "
-                "tokenizer that the transformer was trained with."
+                f"{self.codebook_size + UNUSED_CLASSES + 1} (codes + {UNUSED_CLASSES} + mask token), got {self.vocab_size}; "
+                "use the tokenizer that the transformer was trained with."
             )
         for name, width, heads in (
             ("encoder", self.hidden_size, self.num_attention_heads),
