@@ -40,7 +40,9 @@ class Arguments(ObjectiveArguments, SplitArguments):
 
     model: str = field(
         default="mnist-demo",
-        metadata={"help": "The original of any family: Hub id, folder, or a demo: mnist-demo, mnist-demo-unet, mnist-demo-mage."},
+        metadata={
+            "help": "The original of any family: Hub id, folder, or a demo: mnist-demo, mnist-demo-unet, mnist-demo-mage."
+        },
     )
     generation: JsonDict = field(
         default_factory=JsonDict,
@@ -98,14 +100,19 @@ def main():
     proxy = bool(args.proxy_classes or args.proxy_dataset)
     limits = {"noise": args.noise, "retain_per_class": args.retain_per_class, "proxy": proxy}
     plan = [  # alpha has no meaning for the control
-        Setting(m, lr, alpha, **limits) for m, lr, alpha in itertools.product(args.methods, args.learning_rates, args.alphas)
+        Setting(m, lr, alpha, **limits)
+        for m, lr, alpha in itertools.product(args.methods, args.learning_rates, args.alphas)
         if METHODS[m].sign or alpha == args.alphas[0]
-    ]  # fmt: skip
+    ]
     points = []
     for number, setting in enumerate(plan, 1):
         found = comparison.run(setting, args.measure_at, ["figures"], f"[{number}/{len(plan)}] ")
         base = {"method": setting.method, "learning_rate": setting.learning_rate, "alpha": setting.alpha, "run": setting.name}
-        points += [base | {"steps": s, "seconds": p["seconds"]} | p["figures"]["figures"] for s, p in found.items() if "failed" not in p]
+        points += [
+            base | {"steps": s, "seconds": p["seconds"]} | p["figures"]["figures"]
+            for s, p in found.items()
+            if "failed" not in p
+        ]
 
     if not points:
         raise InputError(f"Every run has failed: {FAILED}; give smaller --learning_rates.")

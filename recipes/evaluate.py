@@ -197,9 +197,11 @@ def main():
     else:
         trained = on_training(args)
         update_card(
-            paths[next(iter(paths))], TRAINING_SECTION if trained else "Metrics", card_text(args, found),
+            paths[next(iter(paths))],
+            TRAINING_SECTION if trained else "Metrics",
+            card_text(args, found),
             card_results(found, splits.description["dataset"], ", training pictures" if trained else ""),
-        )  # fmt: skip
+        )
         print(f"The card of {next(iter(paths.values()))} has them as well.")
 
 
@@ -282,8 +284,12 @@ def draw(args, folder, original, models, reader, rows, plan, networks, found, ru
         for region in args.regions:
             groups = {}
             for n, r in shown.items():
-                groups |= {f"{n} {k}": v for k, v in embeddings(
-                    {"original": original} | models, reader, corruption, r, networks[0], region, args.seed).items()}  # fmt: skip
+                groups |= {
+                    f"{n} {k}": v
+                    for k, v in embeddings(
+                        {"original": original} | models, reader, corruption, r, networks[0], region, args.seed
+                    ).items()
+                }
             made.append(f"tsne-{region}.png")
             embedding_map(groups, folder / made[-1], args.seed)
     table = feature_rows(found)
@@ -397,12 +403,15 @@ def card_results(found, dataset, where="") -> list[EvalResult]:
             for when, prefix in (("before", "original_"), ("after", "")):
                 results.append(
                     EvalResult(
-                        task_type="image-to-image", dataset_type=dataset, dataset_name=dataset, dataset_config=row["set"],
+                        task_type="image-to-image",
+                        dataset_type=dataset,
+                        dataset_name=dataset,
+                        dataset_config=row["set"],
                         metric_type=key if key != "fid" or "Inception" in row["network"] else "frechet_distance",
                         metric_name=f"{METRICS[key]}, {place} ({row['corruption']}), {when} unlearning",
                         metric_value=round(row[prefix + key], 4),
                     )
-                )  # fmt: skip
+                )
     return results
 
 

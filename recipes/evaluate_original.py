@@ -251,9 +251,14 @@ def card_results(found, dataset):
                     else f"{kind.replace('_', ' ')}, features{where} ({row['corruption']})"
                 )
                 results[row["set"], title] = EvalResult(
-                    task_type="image-to-image", dataset_type=name, dataset_name=name, dataset_config=row["set"], metric_type=kind,
-                    metric_name=title, metric_value=round(row[key], 4),
-                )  # fmt: skip
+                    task_type="image-to-image",
+                    dataset_type=name,
+                    dataset_name=name,
+                    dataset_config=row["set"],
+                    metric_type=kind,
+                    metric_name=title,
+                    metric_value=round(row[key], 4),
+                )
     return list(results.values())
 
 

@@ -220,9 +220,10 @@ def main():
     model = make_model(args)
     height, width = model.image_size
     processor = ViTImageProcessorPil(
-        size={"height": height, "width": width}, resample=3,
+        size={"height": height, "width": width},
+        resample=3,
         **{"do_normalize": False} if args.family == "mage" else {"image_mean": args.image_mean, "image_std": args.image_std},
-    )  # fmt: skip
+    )
 
     def pictures(split, streaming=False):
         source = load_source(args.dataset, split, args.dataset_config, streaming)

@@ -71,9 +71,15 @@ class Tables:
         pictures = tables.halves({"retain": splits.eval_retain, "forget": splits.eval_forget})
         self.counts = {name: len(rows) for name, rows in pictures.items()}
         self.evaluator = Evaluator(
-            self.original, pictures, self.runs.reader, self.runs.corruption, args.batch_size, training.seed, keep_original=True,
+            self.original,
+            pictures,
+            self.runs.reader,
+            self.runs.corruption,
+            args.batch_size,
+            training.seed,
+            keep_original=True,
             features=self.networks,
-        )  # fmt: skip
+        )
         self.evaluators = {}
         private = () if args.card_names else ("forget_values", "forget_rows")
         free = FREE | ({"measure_at"} if constant else set())  # a constant rate has no memory of how long the run was to be
@@ -369,10 +375,15 @@ class Tables:
         if self.networks and how.exists():
             text += [f"- {describe_scores(h)}" for h in yaml.safe_load(how.read_text())]
         titles = {
-            "main": "Tables 1 and 2: methods", "alpha": "Table 3: alpha", "retain_per_class": "Figure D.6: retain pictures per class",
-            "noise": "Figure E.20: noise, and Sigma", "ratio": "Figures E.18, E.19: crop ratio", "cross_validation": "Table E.4: cross validation",
-            "lora": "LoRA against all encoder weights", "bound": "Runs with a retain bound",
-        }  # fmt: skip
+            "main": "Tables 1 and 2: methods",
+            "alpha": "Table 3: alpha",
+            "retain_per_class": "Figure D.6: retain pictures per class",
+            "noise": "Figure E.20: noise, and Sigma",
+            "ratio": "Figures E.18, E.19: crop ratio",
+            "cross_validation": "Table E.4: cross validation",
+            "lora": "LoRA against all encoder weights",
+            "bound": "Runs with a retain bound",
+        }
         for name, part in parts.items():
             text += [f"## {titles[name]}", part]
         private = () if args.card_names else ("forget_values", "forget_rows")
@@ -389,9 +400,15 @@ class Tables:
 
 
 MAKERS: dict[str, Callable] = {
-    "main": Tables.main, "alpha": Tables.alpha, "retain_per_class": Tables.retain_per_class, "noise": Tables.noise,
-    "ratio": Tables.ratio, "cross_validation": Tables.cross_validation, "lora": Tables.lora, "bound": Tables.bound,
-}  # fmt: skip
+    "main": Tables.main,
+    "alpha": Tables.alpha,
+    "retain_per_class": Tables.retain_per_class,
+    "noise": Tables.noise,
+    "ratio": Tables.ratio,
+    "cross_validation": Tables.cross_validation,
+    "lora": Tables.lora,
+    "bound": Tables.bound,
+}
 
 
 def check(args: Arguments) -> None:

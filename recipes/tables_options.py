@@ -10,8 +10,14 @@ from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP
 
-METRICS = {"mse": "hole MSE", "drift": "drift", "fid": "Frechet distance", "inception_score": "Inception score", "similarity": "similarity",
-           "accuracy": "accuracy"}  # fmt: skip
+METRICS = {
+    "mse": "hole MSE",
+    "drift": "drift",
+    "fid": "Frechet distance",
+    "inception_score": "Inception score",
+    "similarity": "similarity",
+    "accuracy": "accuracy",
+}
 
 
 @dataclass
@@ -49,9 +55,12 @@ class Arguments(ObjectiveArguments, SplitArguments):
     )
     select_by: str = field(
         default="fid hole",
-        metadata={"choices": ["fid hole", "fid whole", "mse"], "help": "What retain cost and forgetting are matched by: the Frechet distance of "
-                  "the first network, or the hole error."},
-    )  # fmt: skip
+        metadata={
+            "choices": ["fid hole", "fid whole", "mse"],
+            "help": "What retain cost and forgetting are matched by: the Frechet distance of "
+            "the first network, or the hole error.",
+        },
+    )
     tolerance: float = field(
         default=0.05, metadata={"help": "Rise of the retain cost at which methods are compared, as a share."}
     )

@@ -101,9 +101,14 @@ def main():
     source = load_source(args.dataset, args.eval_split, args.dataset_config)
     rows = first_rows(undecoded(source, args.image_column), args.eval_samples)
     evaluator = Evaluator(
-        model, {args.eval_split: rows}, ImageReader(load_processor(path), model.channels), corruption, seed=args.seed,
-        features=load_features(args.features), keep_original=True,
-    )  # fmt: skip
+        model,
+        {args.eval_split: rows},
+        ImageReader(load_processor(path), model.channels),
+        corruption,
+        seed=args.seed,
+        features=load_features(args.features),
+        keep_original=True,
+    )
     results = {"no level": evaluator(model)}
     for name in levels_of(model.model):
         results[name] = evaluator(with_noise(model, name, args.seed))

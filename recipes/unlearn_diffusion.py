@@ -63,7 +63,9 @@ class Arguments(RunArguments):
     )
     frozen_conv_in: bool | None = field(
         default=None,
-        metadata={"help": "conv_in alone stays as it is, which sees 3x3 pixels even where the first down block has attention [false]."},
+        metadata={
+            "help": "conv_in alone stays as it is, which sees 3x3 pixels even where the first down block has attention [false]."
+        },
     )
     train_time_embedding: bool | None = field(
         default=None,

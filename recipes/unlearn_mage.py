@@ -33,7 +33,8 @@ class Arguments(RunArguments):
         default=1.0, metadata={"help": "Of sampling the codes: below 1 likelier ones and less variety, 0 the likeliest."}
     )
     toward_mean: float = field(
-        default=0.0, metadata={"help": "Move each drawn code this share of the way to the mean of all: less error, less texture; 0 to 1."}
+        default=0.0,
+        metadata={"help": "Move each drawn code this share of the way to the mean of all: less error, less texture; 0 to 1."},
     )
     margin: int = field(default=1, metadata={"help": "Tokens around the hole that generation predicts too."})
     mask_rate: str = field(

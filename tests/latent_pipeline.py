@@ -17,10 +17,16 @@ WORDS = ["<|startoftext|>", "<|endoftext|>", *"abcdefgh", *(f"{c}</w>" for c in 
 
 def make_vae(**changes):
     config = {
-        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (8, 8), "norm_num_groups": 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "sample_size": 16,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "sample_size": 16,
         "scaling_factor": 0.5,
-    }  # fmt: skip
+    }
     return randomised(AutoencoderKL(**config | changes), 5).eval()
 
 
@@ -65,7 +71,13 @@ def save_pipeline(folder):
     """The folder of a whole pipeline, as diffusers saves it."""
     tokenizer, text_encoder = make_text_parts()
     StableDiffusionInpaintPipeline(
-        vae=make_vae(), text_encoder=text_encoder, tokenizer=tokenizer, unet=make_conditional(), scheduler=make_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=make_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=make_conditional(),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder

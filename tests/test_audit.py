@@ -177,9 +177,9 @@ def test_one_step_of_relearning_is_one_of_adamw(setting, trained):
 
 
 def test_relearning_goes_on_to_the_end_and_refuses_numbers_that_are_none(setting, trained):
-    curve = relearn(
-        trained, ROWS[:8], ROWS, T, setting, target=9, learning_rate=1e-3, steps=4, batch_size=4, to_the_end=True
-    )["curve"]  # fmt: skip
+    curve = relearn(trained, ROWS[:8], ROWS, T, setting, target=9, learning_rate=1e-3, steps=4, batch_size=4, to_the_end=True)[
+        "curve"
+    ]
     assert [step for step, _ in curve] == [0, 1, 2, 3, 4]
     broken = make_mae()
     with torch.no_grad():
@@ -244,9 +244,15 @@ def verdict(name, part, **others):
 
 def relearned(steps, **changes):
     return {
-        "steps": steps, "learning_rate": 1e-3, "target": 1.0, "original_error": 0.8, "pictures": 5, "error": 0.9,
-        "curve": [[0, 3.0]], "tried": [{"learning_rate": r} for r in (1e-4, 1e-3, 1e-2)],
-    } | changes  # fmt: skip
+        "steps": steps,
+        "learning_rate": 1e-3,
+        "target": 1.0,
+        "original_error": 0.8,
+        "pictures": 5,
+        "error": 0.9,
+        "curve": [[0, 3.0]],
+        "tried": [{"learning_rate": r} for r in (1e-4, 1e-3, 1e-2)],
+    } | changes
 
 
 def test_verdicts_on_relearning():

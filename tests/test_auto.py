@@ -77,8 +77,11 @@ def test_options_of_a_run():
 
 def test_every_known_family_is_there():
     assert {kind: family_class(kind) for kind in FAMILIES} == {
-        "vit_mae": I2IMAE, "mage": I2IMage, "UNet2DModel": I2IUNet, "UNet2DConditionModel": I2IUNet
-    }  # fmt: skip
+        "vit_mae": I2IMAE,
+        "mage": I2IMage,
+        "UNet2DModel": I2IUNet,
+        "UNet2DConditionModel": I2IUNet,
+    }
 
 
 def test_a_family_is_loaded_without_the_libraries_of_the_others():

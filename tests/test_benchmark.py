@@ -12,18 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "recipes" / "benchmarks"))
 
-import benchmark  # noqa: E402
-import benchmark_cost  # noqa: E402
-import benchmark_steps  # noqa: E402
+import benchmark
+import benchmark_cost
+import benchmark_steps
 
 TINY = {"size": 64, "width": 32, "layers": 2, "pairs": 3, "rounds": 1}
 
 
 def launch(*argv):
     return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "benchmarks" / "benchmark.py"), *argv], capture_output=True, text=True,
+        [sys.executable, str(ROOT / "recipes" / "benchmarks" / "benchmark.py"), *argv],
+        capture_output=True,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
 
 
 def test_the_step_prints_all_sides_and_names_what_is_missed():
@@ -183,8 +185,11 @@ def test_costs_are_measured(monkeypatch):
     monkeypatch.setattr(benchmark_cost, "pass_of", lambda trainer, args: 0.5)
     assert benchmark_cost.cost(tiny) == []
     assert [(c.scale, c.pairs, c.once) for c in seen] == [
-        ("mae", 3, 0.0), ("mae", 3, 0.5 * 11_024), ("mae", 3, 0.5 * 11_024), ("unet", 1, 0.0),
-    ]  # fmt: skip
+        ("mae", 3, 0.0),
+        ("mae", 3, 0.5 * 11_024),
+        ("mae", 3, 0.5 * 11_024),
+        ("unet", 1, 0.0),
+    ]
     assert all(c.seconds > 0 and (c.gigabytes is None or c.gigabytes > 0.05) for c in seen)
 
 

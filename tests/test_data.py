@@ -47,7 +47,7 @@ def test_epoch_sampler_follows_the_epoch():
 
 def test_stream_restarts_and_reshuffles_but_keeps_its_pairs_equal():
     source = undecoded(make_dataset(8))
-    stream = lambda indices: source.select(indices).to_iterable_dataset(2)  # noqa: E731
+    stream = lambda indices: source.select(indices).to_iterable_dataset(2)
     pairs = ForgetRetainStream(stream(range(3)), stream(range(3, 8)), seed=1, shuffle_buffer=10)
     taken = [pair for pair, _ in zip(pairs, range(15))]
     for k in range(5):

@@ -270,8 +270,12 @@ def evaluate(tmp_path, *argv, processes=1):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *start, str(ROOT / "recipes" / "evaluate.py"), "--use_cpu", *map(str, argv)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
 
 @pytest.fixture
@@ -350,9 +354,12 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     recipe("--models", unlearned, f"self={other}", *more, "--figures", "alpha")
     again = capsys.readouterr().out
     assert [line for line in again.splitlines() if line.startswith("[")] == [
-        "[1/5] self, center:2", "[2/5] unlearned, ratio:0.5", "[3/5] self, ratio:0.5",
-        "[4/5] unlearned, cross_validation center:2", "[5/5] self, cross_validation center:2",
-    ]  # fmt: skip
+        "[1/5] self, center:2",
+        "[2/5] unlearned, ratio:0.5",
+        "[3/5] self, ratio:0.5",
+        "[4/5] unlearned, cross_validation center:2",
+        "[5/5] self, cross_validation center:2",
+    ]
     again = json.loads((tmp_path / "one" / "results.json").read_text())["results"]
     assert again["center:2"]["unlearned"] == figures
     same = again["cross_validation center:2"]["self"]["forget"]

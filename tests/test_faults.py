@@ -147,7 +147,7 @@ def test_killed_in_the_middle_of_the_weights(tmp_path, processor):
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path, processor, source):
     """3 steps, one and a half epochs."""
     pairs = Source().stream, Source().stream
-    make = lambda: ForgetRetainStream(*(p() for p in pairs), 5, 4) if source == "stream" else None  # noqa: E731
+    make = lambda: ForgetRetainStream(*(p() for p in pairs), 5, 4) if source == "stream" else None
     straight = make_trainer(tmp_path, processor, pairs=make(), **EVERY_2 | {"max_steps": 3})
     straight.train()
     resumed = make_trainer(tmp_path, processor, pairs=make(), **EVERY_2 | {"max_steps": 3})
@@ -217,9 +217,14 @@ def disk():
     disk.free()
 
 
-@pytest.mark.parametrize("kind, size, reason", [
-    ("full", 5000, "File too large"), ("full", 60000, "the file could not be written to its end"), ("lora", 2000, "File too large"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, size, reason",
+    [
+        ("full", 5000, "File too large"),
+        ("full", 60000, "the file could not be written to its end"),
+        ("lora", 2000, "File too large"),
+    ],
+)
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, processor, disk, kind, size, reason):
     """The weights do not fit, or they fit and the optimizer's state does not."""
     straight = trainer_of(kind, tmp_path / "straight", processor)
@@ -316,9 +321,13 @@ def test_a_data_worker_that_dies(tmp_path, processor):
     straight = make_trainer(tmp_path / "straight", processor, **EVERY_2 | options)
     straight.train()
     killed = make_trainer(
-        tmp_path / "killed", processor, pairs=DyingPairs(FORGET, RETAIN, seed=5), dataloader_num_workers=1,
-        dataloader_prefetch_factor=1, **EVERY_2 | options,
-    )  # fmt: skip
+        tmp_path / "killed",
+        processor,
+        pairs=DyingPairs(FORGET, RETAIN, seed=5),
+        dataloader_num_workers=1,
+        dataloader_prefetch_factor=1,
+        **EVERY_2 | options,
+    )
     with pytest.raises(RunError, match="A data worker died.*last good checkpoint is .*Set --dataloader_num_workers lower"):
         killed.train()
     resumed = make_trainer(tmp_path / "killed", processor, **EVERY_2 | options)
@@ -397,8 +406,11 @@ def test_both_streams_of_a_run(tmp_path, processor, waits):
 def test_a_source_that_stays_away_ends_the_run(tmp_path, processor, waits):
     source = Source({"always"}, OSError(errno.ESTALE, "Stale file handle"))
     stream = SingleImageStream(source.stream(), 0, 0, attempts=5, source="The dataset 'shards/*.tar'")
-    with pytest.raises(RunError, match=r"^The dataset 'shards/\*.tar' does not answer after 5 attempts, at row 0 of the training "
-                       r"set \(OSError: \[Errno 116\] Stale file handle\). When it is there again, go on"):  # fmt: skip
+    with pytest.raises(
+        RunError,
+        match=r"^The dataset 'shards/\*.tar' does not answer after 5 attempts, at row 0 of the training "
+        r"set \(OSError: \[Errno 116\] Stale file handle\). When it is there again, go on",
+    ):
         paths(stream, 24)
     assert waits == [1, 2, 4, 8]
     monday = SingleImageStream(Source({"always"}).stream(), 0, 0, attempts=10)

@@ -315,8 +315,12 @@ def test_training_a_classifier(tmp_path):
                 "--disable_tqdm", "true", *more]  # fmt: skip
         return subprocess.run(
             [sys.executable, str(ROOT / "recipes" / "train_classifier.py"), *map(str, argv)],
-            cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True,
-        ).stdout  # fmt: skip
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
 
     out = train("straight")
     figures = json.loads((tmp_path / "straight" / "figures.json").read_text())

@@ -144,9 +144,12 @@ def test_any_number_of_workers_ends_with_the_same_weights(tmp_path, processor, s
 
     def run(folder, workers, **more):
         return make_trainer(
-            tmp_path / folder, processor, pairs=stream() if source == "stream" else None, dataloader_num_workers=workers,
+            tmp_path / folder,
+            processor,
+            pairs=stream() if source == "stream" else None,
+            dataloader_num_workers=workers,
             **options | more,
-        )  # fmt: skip
+        )
 
     runs = {n: run(str(n), n) for n in (0, 2)}
     for trainer in runs.values():

@@ -47,9 +47,13 @@ def environment(server, tmp_path, token="hf_writer"):
     """That of a fresh process whose client talks to `server`."""
     clean = {name: value for name, value in os.environ.items() if name not in OFFLINE}
     return clean | {
-        "HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1",
-    }  # fmt: skip
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 @pytest.fixture
@@ -233,7 +237,8 @@ def runs(tmp_path_factory):
             for family in originals for kind in ("full", "lora")
         ]  # fmt: skip
         done = script(
-            tmp_path, server,
+            tmp_path,
+            server,
             "import runpy, sys, torch\n"
             "torch.set_num_threads(1)\n"
             f"for command in {commands!r}:\n"
@@ -246,7 +251,7 @@ def runs(tmp_path_factory):
             "    model = load_model(f'me/{family}-lora').model.eval()\n"
             "    with torch.no_grad():\n"
             "        save_file({'output': eval(output)}, f'{family}-ours.safetensors')\n",
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         lines = ["import sys; sys.modules['hf_i2i_unlearn'] = None", "import torch, transformers, diffusers"]
         lines += ["from peft import PeftModel; from safetensors.torch import save_file", "torch.set_num_threads(1)", f"x = {X}"]
@@ -282,7 +287,7 @@ def test_a_round_trip_over_http(runs, family, kind):
 
     # What the other process computed from the Hub is what the folder here computes, and not what the original does.
     x = eval(X)
-    compute = lambda model: eval(OUTPUTS[family], {"model": model.eval(), "x": x, "torch": torch})  # noqa: E731
+    compute = lambda model: eval(OUTPUTS[family], {"model": model.eval(), "x": x, "torch": torch})
     original = load_model(str(tmp_path / "originals" / family)).model
     there = load_file(tmp_path / f"{family}-{kind}.safetensors")["output"]
     with torch.no_grad():
@@ -355,8 +360,11 @@ def test_a_failed_push_leaves_a_whole_folder_and_a_command(tmp_path):
         server.faults += [("POST", "/commit/", 507)] * 3
         done = subprocess.run(
             [sys.executable, *DEMO, "--push_to_hub", "--hub_private_repo", "true", "--hub_token", "hf_writer"],
-            cwd=tmp_path, env=environment(server, tmp_path), capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=environment(server, tmp_path),
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 1 and "Traceback" not in done.stderr
         sentence, retry = done.stderr.strip().splitlines()[-2:]
         assert sentence.startswith("error: The push to 'me/unlearned-mnist-mae' failed (507: ")

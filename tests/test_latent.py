@@ -111,7 +111,7 @@ def test_ours_is_equation_c25_in_latent_space():
     noisy = gamma.sqrt() * teacher.encode(x_f) + (1 - gamma).sqrt() * draws[1].noise
     masked = teacher.encode(torch.where(teacher.hole(draws[1].mask), 0.0, x_f))
     torch.testing.assert_close(seen[0], torch.cat([torch.where(hole, n, noisy), hole.float(), masked], 1))
-    square = lambda a, b: (a - b).square().mean(1)  # noqa: E731
+    square = lambda a, b: (a - b).square().mean(1)
     torch.testing.assert_close(retain, square(student(x_r, draws[0]), teacher(x_r, draws[0])), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(forget, square(student(x_f, draws[1]), target), atol=1e-5, rtol=1e-4)
 
@@ -324,9 +324,15 @@ def test_a_pipeline_on_the_hub_is_fetched_without_pickles_and_code(pipeline, tmp
     monkeypatch.setattr(folders, "snapshot_download", snapshot)
     unet = I2IUNet.from_pretrained("someone/inpainting", revision="v1", patch_size=2)
     assert asked["path"] == "someone/inpainting" and asked["revision"] == "v1"
-    wanted = lambda name: any(fnmatch.fnmatch(name, p) for p in asked["patterns"])  # noqa: E731
-    yes = ["model_index.json", "unet/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt",
-           "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "text_encoder/model.safetensors"]  # fmt: skip
+    wanted = lambda name: any(fnmatch.fnmatch(name, p) for p in asked["patterns"])
+    yes = [
+        "model_index.json",
+        "unet/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "text_encoder/model.safetensors",
+    ]
     no = ["v1-5.ckpt", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/x.py",
           "text_encoder/pytorch_model.bin", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"]  # fmt: skip
     assert all(map(wanted, yes)) and not any(map(wanted, no))

@@ -109,9 +109,11 @@ def test_the_encoder_alone_is_trained(family, tmp_path, processor):
     before = {name: p.clone() for name, p in model.state_dict().items()}
     linear = (nn.Linear, nn.Conv2d) if family == "diffusion" else nn.Linear
     wanted = {
-        name for part in model.encoder_modules() for name, m in model.model.named_modules()
+        name
+        for part in model.encoder_modules()
+        for name, m in model.model.named_modules()
         if isinstance(m, linear) and any(m is inner for inner in part.modules())
-    }  # fmt: skip
+    }
     line = add_patch(model, "base", rank=2)
     assert f"rank 2 on {len(wanted)} layers of the encoder" in line
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -437,9 +439,15 @@ def test_accumulation_and_sets(tmp_path, processor):
         model = make_mae()
         add_patch(model, "base")
         trainer = make_trainer(
-            tmp_path, processor, model, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, optim="sgd",
-            learning_rate=0.1, max_steps=3,
-        )  # fmt: skip
+            tmp_path,
+            processor,
+            model,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=0.1,
+            max_steps=3,
+        )
         trainer.train()
         runs.append(weights(trainer))
     assert len(FORGET) == 8 and len(RETAIN) == 16

@@ -194,9 +194,15 @@ def disabled(model):
 
 
 CHANGES = {
-    "stacked": None, "merged": merged, "disabled": disabled, "dropout": with_dropout, "base learns": base_learns,
-    "sharded": sharded, "compiled": compiled, "no gradient": lambda model: model,
-}  # fmt: skip
+    "stacked": None,
+    "merged": merged,
+    "disabled": disabled,
+    "dropout": with_dropout,
+    "base learns": base_learns,
+    "sharded": sharded,
+    "compiled": compiled,
+    "no gradient": lambda model: model,
+}
 
 
 @pytest.mark.parametrize("case", CHANGES)

@@ -129,9 +129,14 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
         logits = model.code_logits(tokens[k : k + 1])
         assert_within(logits[0], x["output.inpaint_step_logits"][k])
         ids, left = decoding_step(
-            tokens[k : k + 1], logits, sampled[k : k + 1], gumbel[k : k + 1], torch.tensor([int(count)]), temperature,
+            tokens[k : k + 1],
+            logits,
+            sampled[k : k + 1],
+            gumbel[k : k + 1],
+            torch.tensor([int(count)]),
+            temperature,
             model.config.mask_token_id,
-        )  # fmt: skip
+        )
         assert torch.equal(left[0] == model.config.mask_token_id, x["output.inpaint_step_remask"][k].bool())
         if k + 1 < facts["steps_run"]:
             assert torch.equal(left[0], tokens[k + 1])

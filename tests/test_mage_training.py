@@ -63,9 +63,14 @@ def make_trainer(folder, model, corruption=CenterCrop(2), processor=None, **opti
         use_cpu=True, disable_tqdm=True, **options,
     )  # fmt: skip
     return UnlearningTrainer(
-        model, args, ForgetRetainPairs(FORGET, RETAIN, 0), processor or make_processor(), corruption,
-        eval_dataset={"forget": list(FORGET)[:4], "retain": list(RETAIN)[:4]}, **how,
-    )  # fmt: skip
+        model,
+        args,
+        ForgetRetainPairs(FORGET, RETAIN, 0),
+        processor or make_processor(),
+        corruption,
+        eval_dataset={"forget": list(FORGET)[:4], "retain": list(RETAIN)[:4]},
+        **how,
+    )
 
 
 def pictures(count=2, seed=0):
@@ -331,7 +336,9 @@ def test_recipe(tmp_path):
             "--disable_tqdm", "true"]  # fmt: skip
     done = launch(*argv, "--model", tmp_path / "mage")
     assert "| forget | 4 |" in done.stdout
-    decoding = family_options(yaml.safe_load((folder / "run.yaml").read_text()))  # what measures the folder later completes with
+    decoding = family_options(
+        yaml.safe_load((folder / "run.yaml").read_text())
+    )  # what measures the folder later completes with
     again = load_model(str(folder), **decoding)
     assert (again.steps, again.temperature, again.code_temperature, again.toward_mean) == (3, 2, 0.7, 0.5)
     script = f"""

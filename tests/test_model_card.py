@@ -57,9 +57,14 @@ def test_update_card_needs_a_card(tmp_path):
 
 FIGURES = {"count": 2, "mse": 1.0, "psnr": 2.0, "original_mse": 0.5, "original_psnr": 3.0, "drift": 0.1}
 DESCRIPTION = {
-    "dataset": "some/data", "forget": "classes cat", "forget_size": "2", "retain": "everything else", "retain_size": "3",
-    "retain_availability": "full", "evaluation": "split 'validation'",
-}  # fmt: skip
+    "dataset": "some/data",
+    "forget": "classes cat",
+    "forget_size": "2",
+    "retain": "everything else",
+    "retain_size": "3",
+    "retain_availability": "full",
+    "evaluation": "split 'validation'",
+}
 
 
 def make_card(folder, model, patch=None, below=None, **changes):
@@ -129,8 +134,10 @@ def test_metadata(tmp_path, mae):
     found = {(r.dataset_config, r.metric_type, "before" in r.metric_name): r.metric_value for r in data.eval_results}
     assert found == {
         (s, m, before): FIGURES[("original_" if before else "") + m]
-        for s in ("forget", "retain") for m in ("mse", "psnr") for before in (True, False)
-    }  # fmt: skip
+        for s in ("forget", "retain")
+        for m in ("mse", "psnr")
+        for before in (True, False)
+    }
     assert all("(center:3)" in r.metric_name for r in data.eval_results)
     local = make_card(tmp_path / "local", mae, base_model=str(tmp_path), description=DESCRIPTION | {"dataset": str(tmp_path)})
     assert local.data.base_model is None and local.data.datasets is None

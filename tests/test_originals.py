@@ -146,7 +146,7 @@ def test_verdict_by_hand():
 
 def test_kept_results(tmp_path):
     calls = []
-    make = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
+    make = lambda: calls.append(1) or {"x": len(calls)}
     assert kept(tmp_path / "a" / "b.json", {"w": "1"}, make) == {"x": 1} == kept(tmp_path / "a" / "b.json", {"w": "1"}, make)
     assert kept(tmp_path / "a" / "b.json", {"w": "2"}, make) == {"x": 2} and len(calls) == 2
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["b.json"]
@@ -202,8 +202,14 @@ def test_the_recipe(tmp_path, checkpoint, processor, recipe, capsys):
     out = capsys.readouterr().out
     assert "20 validation" in out and "| biharmonic |" in out and "`center:2`: the original " in out
     assert {f.name for f in (tmp_path / "one").iterdir()} == {
-        "cells", "completions-center-2.png", "networks.json", "results.csv", "results.json", "run.yaml", "table.md",
-    }  # fmt: skip
+        "cells",
+        "completions-center-2.png",
+        "networks.json",
+        "results.csv",
+        "results.json",
+        "run.yaml",
+        "table.md",
+    }
     card = ModelCard.load(Path(checkpoint) / "README.md")
     assert card.text.index("## Against trivial completions") < card.text.index("## Limits") and "mean colour" in card.text
     assert ("validation", "frechet_distance") in {(r.dataset_config, r.metric_type) for r in card.data.eval_results}

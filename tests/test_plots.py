@@ -30,8 +30,10 @@ def test_grid_is_a_light_file(tmp_path):
 def test_lines_hold_the_rows(drawn):
     rows = [
         {"model": m, "set": s, "x": x, "fid": x * k, "original_fid": 1.0}
-        for m, k in (("a", 1), ("b", 2)) for s in ("retain", "forget") for x in (0.5, 0.1)
-    ]  # fmt: skip
+        for m, k in (("a", 1), ("b", 2))
+        for s in ("retain", "forget")
+        for x in (0.5, 0.1)
+    ]
     metric_curves(rows, "x", {"fid": "FID", "accuracy": "not there"}, "unused.png")
     (axis,) = drawn[0].axes
     lines = {line.get_label(): line for line in axis.get_lines()}

@@ -65,9 +65,13 @@ def make_trainer(folder, model, data=None, rows=(), **options):
                 "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}  # fmt: skip
     corruptions = {CenterCrop(2): 0.5, RandomMask(0.5): 0.5}
     return PretrainingTrainer(
-        model, PretrainingConfig(str(folder), **defaults | options), SingleImages(DATA, 0) if data is None else data,
-        ViTImageProcessorPil(size={"height": height, "width": width}, **norm), corruptions, sample_rows=list(rows),
-    )  # fmt: skip
+        model,
+        PretrainingConfig(str(folder), **defaults | options),
+        SingleImages(DATA, 0) if data is None else data,
+        ViTImageProcessorPil(size={"height": height, "width": width}, **norm),
+        corruptions,
+        sample_rows=list(rows),
+    )
 
 
 def weights(model):
@@ -177,8 +181,10 @@ def test_each_part_of_the_adversarial_loss_trains_its_own_network():
         model.zero_grad()
         model.weight = weight
         model.training_loss(x, mask).mean().backward()
-        return [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]) for part in
-                (model.model, model.discriminator)]  # fmt: skip
+        return [
+            torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])
+            for part in (model.model, model.discriminator)
+        ]
 
     (plain_model, plain_critic), (model_, critic) = gradients(1e-12), gradients(0.3)
     torch.testing.assert_close(critic, plain_critic)  # the model's loss does not reach the discriminator
@@ -399,7 +405,13 @@ def test_draws_of_pretraining():
             plain = I2IMage(model.model, mask_rate="mage").draw(x, mask, seeds)
             assert torch.equal(draw.dropped, mask) and torch.equal(draw.hidden, plain.hidden)
     assert all(8 < kinds.count(kind) < 32 for kind in ("decoding", "T", "mage"))
-    hidden = torch.cat([model.draw(x, mask, range(s, s + 4)).hidden for s in range(0, 400, 4) if not model.draw(x, mask, range(s, s + 4)).dropped.any()])  # fmt: skip
+    hidden = torch.cat(
+        [
+            model.draw(x, mask, range(s, s + 4)).hidden
+            for s in range(0, 400, 4)
+            if not model.draw(x, mask, range(s, s + 4)).dropped.any()
+        ]
+    )
     counts = torch.bincount(hidden.flatten(1).sum(1), minlength=5)[1:] / len(hidden)
     assert counts.min() > 0.1  # 1 to 4 of the 4 tokens, about equally often
 
@@ -461,8 +473,9 @@ def test_recipe_for_the_three_stages_of_mage(source, tmp_path, monkeypatch, caps
         recipe.main()
         return capsys.readouterr().out
 
-    out = launch(*options(source, tmp_path / "tokenizer", "--model", json.dumps(MAGE), "--half", "true",
-                                  "--muon_learning_rate", 0))  # fmt: skip
+    out = launch(
+        *options(source, tmp_path / "tokenizer", "--model", json.dumps(MAGE), "--half", "true", "--muon_learning_rate", 0)
+    )
     assert "reconstruction: PSNR" in out and "on 8 validation pictures" in out
     figures = json.loads((tmp_path / "tokenizer" / "figures.json").read_text())["reconstruction"]
     assert 0 < figures["psnr"] < 40 and 1 <= figures["perplexity"] <= figures["codes_used"] <= 12
@@ -512,7 +525,9 @@ def test_recipe_goes_on_with_a_mae_under_an_adversarial_loss(source, tmp_path, m
 
 
 def test_recipe_goes_on_with_a_unet_and_gives_its_encoder_attention(source, tmp_path, monkeypatch, capsys):
-    first = I2IUNet.from_config(palette_config(16, inner=8, multipliers=(1, 2), layers=1, head_channels=4, norm_groups=4), patch_size=4)
+    first = I2IUNet.from_config(
+        palette_config(16, inner=8, multipliers=(1, 2), layers=1, head_channels=4, norm_groups=4), patch_size=4
+    )
     first.save_pretrained(tmp_path / "first")
     second = ["--family", "diffusion", "--init", tmp_path / "first", "--model", '{"encoder_attention": [1]}', "--muon_learning_rate", 0,
               "--patch_size", 4, "--denoising_steps", 2, "--corruptions", '{"center:2": 1}', "--learning_rate", 1e-4,

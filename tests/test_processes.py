@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
 ENVIRONMENT = os.environ | {
-    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+}
 
 
 def launch(script, *argv, processes):
@@ -147,10 +149,15 @@ def test_two_processes_measure_what_one_does(runs):
 # ------------------------------------------------------------------------------------------------------------ configurations
 
 
-@pytest.mark.parametrize("name, kind, processes", [
-    ("cpu", DistributedType.NO, 1), ("gpu", DistributedType.NO, 1), ("multi_gpu", DistributedType.MULTI_GPU, 4),
-    ("fsdp", DistributedType.FSDP, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind, processes",
+    [
+        ("cpu", DistributedType.NO, 1),
+        ("gpu", DistributedType.NO, 1),
+        ("multi_gpu", DistributedType.MULTI_GPU, 4),
+        ("fsdp", DistributedType.FSDP, 4),
+    ],
+)
 def test_accelerate_takes_the_configurations(name, kind, processes):
     """By its own loader, which refuses unknown keys, and by what `accelerate launch` makes of them."""
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))

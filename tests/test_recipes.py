@@ -28,8 +28,12 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTH
 def launch(*argv, cwd, check=True):
     return subprocess.run(
         [sys.executable, str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, argv)],
-        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=check,
-    )  # fmt: skip
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=check,
+    )
 
 
 @pytest.fixture
@@ -51,9 +55,15 @@ def assert_whole(folder, original, without=()):
     """What the README promises of an output folder."""
     names = {f.name for f in folder.iterdir() if not f.name.startswith("checkpoint-")}
     assert names == {
-        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "before_after.png", "figures.json",
-        "run.yaml", "training_args.json",
-    } - set(without)  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        "before_after.png",
+        "figures.json",
+        "run.yaml",
+        "training_args.json",
+    } - set(without)
     before, after = load_file(Path(original) / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys()
     for name in before:
@@ -107,9 +117,15 @@ def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
     assert "LoRA of rank 8 on 12 layers of the encoder (vit.layers.0.attention.q_proj" in done.stdout
     names = {f.name for f in (tmp_path / "one").iterdir() if f.is_file()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "README.md", "before_after.png",
-        "figures.json", "run.yaml", "training_args.json",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        "before_after.png",
+        "figures.json",
+        "run.yaml",
+        "training_args.json",
+    }
     card = (tmp_path / "one" / "README.md").read_text()
     assert (
         f'original = ViTMAEForPreTraining.from_pretrained("{checkpoint}")' in card
@@ -139,8 +155,11 @@ def test_killed_and_resumed_equals_straight(checkpoint, photographs, tmp_path):
     launch(*run_options("straight"), cwd=tmp_path)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, run_options("killed"))],
-        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.time() + 120
     while not list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json")):
         assert time.time() < deadline and process.poll() is None, "no checkpoint was written"
@@ -205,8 +224,12 @@ def test_pretraining_makes_a_loadable_model_and_resumes(tmp_path):
                 "--max_steps", 6, "--save_steps", 2, "--save_total_limit", 5, "--use_cpu", "--disable_tqdm", "true", *more]  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *map(str, argv)],
-            cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         assert "random:0.75: hole MSE" in done.stdout
         return load_file(tmp_path / folder / "model.safetensors")
 
@@ -225,8 +248,12 @@ def test_comparison(checkpoint, photographs, tmp_path):
     def compare():
         return subprocess.run(
             [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv)],
-            cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
 
     out = compare()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -244,8 +271,11 @@ def test_comparison(checkpoint, photographs, tmp_path):
     assert [line for line in again.splitlines() if line.startswith("[")] == ["[4/22] ours-lr0.01-alpha0.5"]
     mixed = subprocess.run(
         [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv), "--corruption", "center:1"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
     assert mixed.returncode == 2 and "holds runs made with other options (corruption)" in mixed.stderr
     repeated = json.loads((tmp_path / "out" / "results.json").read_text())
     for one, two in zip(results["points"], repeated["points"]):
@@ -263,8 +293,12 @@ def test_diffusion(photographs, processor, tmp_path, sampler):
             "--learning_rate", 1e-3, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "true"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(ROOT / "recipes" / "unlearn_diffusion.py"), *map(str, argv)],
-        cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert "| forget | 4 |" in done.stdout
     unlearned = UNet2DModel.from_pretrained(tmp_path / "out")
     moved = {n for n, p in unlearned.named_parameters() if not torch.equal(p, original.model.get_parameter(n))}

@@ -20,9 +20,14 @@ from hf_i2i_unlearn.reporting.report import LARGEST_PICTURE, ReportArguments, da
 HOSTILE = "<script>alert('x')</script> & \"co\" {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SECTIONS = [
-    "What was asked", "What was done", "Before and after", "Audit: does it stay forgotten?", "What this page does not show",
-    "Words", "To check or repeat this",
-]  # fmt: skip
+    "What was asked",
+    "What was done",
+    "Before and after",
+    "Audit: does it stay forgotten?",
+    "What this page does not show",
+    "Words",
+    "To check or repeat this",
+]
 
 
 class Page(HTMLParser):
@@ -60,9 +65,15 @@ class Page(HTMLParser):
 
 def relearned(**changes):
     return {
-        "steps": 4, "learning_rate": 1e-3, "target": 1.0, "original_error": 0.8, "pictures": 5, "error": 0.9,
-        "curve": [[0, 3.0], [1, 2.0], [4, 0.9]], "tried": [{"learning_rate": 1e-3, "steps": 4, "error": 0.9}],
-    } | changes  # fmt: skip
+        "steps": 4,
+        "learning_rate": 1e-3,
+        "target": 1.0,
+        "original_error": 0.8,
+        "pictures": 5,
+        "error": 0.9,
+        "curve": [[0, 3.0], [1, 2.0], [4, 0.9]],
+        "tried": [{"learning_rate": 1e-3, "steps": 4, "error": 0.9}],
+    } | changes
 
 
 def make_audit(name=""):
@@ -75,13 +86,19 @@ def make_audit(name=""):
             "relearning/original": relearned(curve=[[0, 0.8], [9, 0.7]]),
             "membership/forget": {"before": auc, "after": auc, "members": 9, "others": 9, "unseen": f"of {name}"},
             "leakage/center:2": {
-                "before": 1.0, "after": 2.0, "blank": 3.0, "lead_left": 0.5, "count": 9,
+                "before": 1.0,
+                "after": 2.0,
+                "blank": 3.0,
+                "lead_left": 0.5,
+                "count": 9,
                 "change": {"ratio": 2.0, "low": 1.9, "high": 2.1},
             },
         },
-        "command": f"accelerate launch recipes/audit.py --model {name}", "date": "2026-01-01 00:00 UTC",
-        "made_with": {"torch": "1"}, "suppression": SUPPRESSED,
-    }  # fmt: skip
+        "command": f"accelerate launch recipes/audit.py --model {name}",
+        "date": "2026-01-01 00:00 UTC",
+        "made_with": {"torch": "1"},
+        "suppression": SUPPRESSED,
+    }
     audit["verdicts"] = verdicts(audit)
     return audit | {"overall": overall(audit["verdicts"])}
 

@@ -200,7 +200,9 @@ def test_empty_sets_are_refused(parquet, streaming):
 
 
 def test_the_forget_set_is_named_once(parquet):
-    with pytest.raises(InputError, match="exactly one way .* got none. A run.yaml keeps neither rows nor values .* give them again"):
+    with pytest.raises(
+        InputError, match="exactly one way .* got none. A run.yaml keeps neither rows nor values .* give them again"
+    ):
         build_splits(arguments(parquet, forget_classes=None))
     with pytest.raises(InputError, match="got --forget_classes and --forget_rows"):
         build_splits(arguments(parquet, forget_rows="1"))

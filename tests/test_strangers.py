@@ -162,6 +162,10 @@ def test_a_table_of_methods_can_be_extended_without_the_package(tmp_path, proces
     assert impostor != METHODS["ours"] and not impostor.shared_target
     with pytest.raises(InputError, match="noise_target 'mean' needs a method whose target all forget pictures share"):
         UnlearningTrainer(
-            make_mae(), UnlearningConfig(str(tmp_path), noise_target="mean", use_cpu=True), ForgetRetainPairs(FORGET, RETAIN),
-            processor, CenterCrop(2), method=impostor,
-        )  # fmt: skip
+            make_mae(),
+            UnlearningConfig(str(tmp_path), noise_target="mean", use_cpu=True),
+            ForgetRetainPairs(FORGET, RETAIN),
+            processor,
+            CenterCrop(2),
+            method=impostor,
+        )

@@ -186,8 +186,10 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
     out, folder = capsys.readouterr().out, tmp_path / "out"
     runs = [line for line in out.splitlines() if line.startswith("[")]
     assert [r for r in runs if "tuning" in r] == [
-        "[tuning 1/2] ours-lr0.01-alpha0.25-seed0", "[tuning 2/2] ours-lr0.01-alpha0.5-seed0", "[tuning 1/1] control-lr0.01-alpha0.25-seed0",
-    ]  # fmt: skip
+        "[tuning 1/2] ours-lr0.01-alpha0.25-seed0",
+        "[tuning 2/2] ours-lr0.01-alpha0.5-seed0",
+        "[tuning 1/1] control-lr0.01-alpha0.25-seed0",
+    ]
     # Then each chosen setting: with both seeds under both T, and the proxies.
     assert len(runs) == 3 + 2 + 2 + 2 and sum("proxy" in r for r in runs) == 2
     page = (folder / "results.md").read_text()

@@ -131,7 +131,13 @@ def test_same_trajectory_with_and_without(tmp_path, processor, options, make):
 
 @pytest.mark.parametrize(
     "options, a_step",
-    [({}, [4]), ({"noise_target": "mean"}, []), ({"noise_bank": 6}, []), ({"method": "random_encoder"}, []), ({"method": "random_encoder", "variant": "reference"}, [4])],
+    [
+        ({}, [4]),
+        ({"noise_target": "mean"}, []),
+        ({"noise_bank": 6}, []),
+        ({"method": "random_encoder"}, []),
+        ({"method": "random_encoder", "variant": "reference"}, [4]),
+    ],
 )
 def test_teacher_passes_in_a_step(tmp_path, processor, passes, options, a_step):
     trainer = make_trainer(tmp_path, processor, cache_targets=True, max_steps=3, **options)
@@ -204,10 +210,15 @@ def test_other_weights_pictures_or_t_are_never_taken_for_the_same(store):
     with torch.no_grad():
         slightly.model.vit.layernorm.bias[0] += 1e-6
     other = [
-        {"model": slightly}, {"model": make_mae(1, layer_norm_eps=1e-5)}, {"mask": CenterCrop(1)((4, 4), [0])},
-        {"rows": changed(RETAIN, 3, bytes=png(99))}, {"rows": list(RETAIN)[::-1]}, {"rows": list(RETAIN)[:-1]},
-        {"image_std": [0.5] * 3}, {"precision": "bf16"},
-    ]  # fmt: skip
+        {"model": slightly},
+        {"model": make_mae(1, layer_norm_eps=1e-5)},
+        {"mask": CenterCrop(1)((4, 4), [0])},
+        {"rows": changed(RETAIN, 3, bytes=png(99))},
+        {"rows": list(RETAIN)[::-1]},
+        {"rows": list(RETAIN)[:-1]},
+        {"image_std": [0.5] * 3},
+        {"precision": "bf16"},
+    ]
     for options in other:
         found, computed = store(**options)
         assert found.files[0] not in first.files and computed == len(options.get("rows", RETAIN))

@@ -121,9 +121,14 @@ def test_accumulation_does_not_scale_the_loss(tmp_path, processor):
     runs = []  # with plain SGD: Adam would hide a gradient that is four times too large
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
         trainer = make_trainer(
-            tmp_path / str(batch), processor, corruption=RandomMask(0.5),
-            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=3, optim="sgd",
-        )  # fmt: skip
+            tmp_path / str(batch),
+            processor,
+            corruption=RandomMask(0.5),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=3,
+            optim="sgd",
+        )
         trainer.train()
         runs.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
     for other, losses in runs[1:]:
@@ -151,7 +156,7 @@ def test_several_corruptions_take_turns_and_a_resumed_run_keeps_them(tmp_path, p
     """Each step's loss is the one of its own T, by the terms written out; accumulated batches of a step share it."""
     turns = Turns((CenterCrop(2), Extend("left", 1), RandomMask(0.5)))
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
-    run = lambda folder, **more: make_trainer(tmp_path / folder, processor, corruption=turns, **options, **more)  # noqa: E731
+    run = lambda folder, **more: make_trainer(tmp_path / folder, processor, corruption=turns, **options, **more)
     assert make_trainer(tmp_path, processor, corruption=turns, evaluate=True).evaluator.corruption == CenterCrop(2)
     straight, seen = run("straight"), []
     terms = straight._terms
@@ -178,7 +183,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path, processor, source):
     options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "cosine"}
     if "accumulated" in source:
         options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
-    run = lambda folder, **more: make_trainer(  # noqa: E731
+    run = lambda folder, **more: make_trainer(
         tmp_path / folder, processor, pairs=make(), corruption=RandomMask(0.5), **options, **more
     )
     straight = run("straight")
@@ -237,9 +242,14 @@ def test_evaluation_during_training_and_the_best_checkpoint(tmp_path, processor)
 
 def test_training_with_random_masks_and_evaluating_a_crop(tmp_path, processor):
     trainer = UnlearningTrainer(
-        make_mae(), UnlearningConfig(str(tmp_path), use_cpu=True, max_steps=1), ForgetRetainPairs(FORGET, RETAIN), processor,
-        RandomMask(0.75), {"forget": list(FORGET), "retain": list(RETAIN)}, CenterCrop(2),
-    )  # fmt: skip
+        make_mae(),
+        UnlearningConfig(str(tmp_path), use_cpu=True, max_steps=1),
+        ForgetRetainPairs(FORGET, RETAIN),
+        processor,
+        RandomMask(0.75),
+        {"forget": list(FORGET), "retain": list(RETAIN)},
+        CenterCrop(2),
+    )
     assert (trainer.corruption, trainer.evaluator.corruption) == (RandomMask(0.75), CenterCrop(2))
 
 
@@ -249,10 +259,15 @@ def test_unreadable_pictures_are_counted_or_refused(tmp_path, processor):
     with pytest.raises(InputError, match="Cannot read broken.png"):
         make_trainer(tmp_path, processor, pairs=pairs).train()
     trainer = UnlearningTrainer(
-        make_mae(), UnlearningConfig(str(tmp_path), use_cpu=True, max_steps=4, per_device_train_batch_size=4, disable_tqdm=True,
-                                     save_strategy="no"),
-        pairs, processor, CenterCrop(2), on_corrupt="skip",
-    )  # fmt: skip
+        make_mae(),
+        UnlearningConfig(
+            str(tmp_path), use_cpu=True, max_steps=4, per_device_train_batch_size=4, disable_tqdm=True, save_strategy="no"
+        ),
+        pairs,
+        processor,
+        CenterCrop(2),
+        on_corrupt="skip",
+    )
     trainer.train()
     assert trainer.skipped == 2  # once in each of two epochs
 
@@ -260,14 +275,18 @@ def test_unreadable_pictures_are_counted_or_refused(tmp_path, processor):
 def test_a_broken_picture_in_the_middle_of_a_stream(tmp_path, processor):
     broken = {"image": {"bytes": b"broken", "path": "broken.png"}}
     forget = datasets.Dataset.from_list([*list(FORGET)[:4], broken, *list(FORGET)[4:7]], features=FORGET.features)
-    pairs = lambda: ForgetRetainStream(forget.to_iterable_dataset(2), RETAIN.to_iterable_dataset(2), shuffle_buffer=0)  # noqa: E731
+    pairs = lambda: ForgetRetainStream(forget.to_iterable_dataset(2), RETAIN.to_iterable_dataset(2), shuffle_buffer=0)
     options = {"max_steps": 4, "per_device_train_batch_size": 4}
     with pytest.raises(InputError, match="Cannot read broken.png"):
         make_trainer(tmp_path, processor, pairs=pairs(), **options).train()
     trainer = UnlearningTrainer(
-        make_mae(), UnlearningConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", **options),
-        pairs(), processor, CenterCrop(2), on_corrupt="skip",
-    )  # fmt: skip
+        make_mae(),
+        UnlearningConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", **options),
+        pairs(),
+        processor,
+        CenterCrop(2),
+        on_corrupt="skip",
+    )
     trainer.train()
     assert trainer.skipped == 2 and trainer.state.global_step == 4
 

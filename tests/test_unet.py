@@ -15,7 +15,7 @@ from diffusers import (
 )
 from diffusers.schedulers import scheduling_ddpm
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from test_conversion_palette import original, randomised, weights  # noqa: F401
+from test_conversion_palette import original, randomised, weights
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.models.diffusion import folders
@@ -308,7 +308,7 @@ def test_ddpm_is_palettes_restoration(pixels, monkeypatch):
 
 
 @pytest.fixture
-def palette(original):  # noqa: F811
+def palette(original):
     tensors, description = original
     theirs = weights(tensors)
     model = palette_to_unet(theirs, image_size=16, num_head_channels=description["config"]["num_head_channels"])
@@ -504,9 +504,13 @@ def test_refuses_other_checkpoints(unet, mae, tmp_path):
     with pytest.raises(InputError, match="holds a 'vit_mae' model, expected 'UNet2DModel'"):
         I2IUNet.from_pretrained(str(tmp_path / "mae"))
     conditional = UNet2DConditionModel(
-        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4, cross_attention_dim=8, in_channels=9,
-    )  # fmt: skip
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        in_channels=9,
+    )
     conditional.save_pretrained(tmp_path / "conditional")
     with pytest.raises(InputError, match="needs the VAE and the text encoder of its pipeline"):
         I2IUNet.from_pretrained(str(tmp_path / "conditional"))

@@ -50,9 +50,14 @@ def make_trainer(folder, model, corruption=CenterCrop(4), **options):
     how = objects(options)
     args = UnlearningConfig(str(folder), use_cpu=True, disable_tqdm=True, **options)
     return UnlearningTrainer(
-        model, args, ForgetRetainPairs(FORGET, RETAIN, 0), processor, corruption,
-        eval_dataset={"forget": list(FORGET)[:2], "retain": list(RETAIN)[:2]}, **how,
-    )  # fmt: skip
+        model,
+        args,
+        ForgetRetainPairs(FORGET, RETAIN, 0),
+        processor,
+        corruption,
+        eval_dataset={"forget": list(FORGET)[:2], "retain": list(RETAIN)[:2]},
+        **how,
+    )
 
 
 VARIANTS = [*((method, "paper") for method in METHODS), ("random_encoder", "reference"), ("retain_label", "reference")]
@@ -178,7 +183,7 @@ def test_ours_is_equation_c25(corruption):
     retain, forget, _ = objective(student, student, corruption, x_r, x_f, seeds)
 
     draw_r, draw_f = (teacher.draw(x, corruption((16, 16), seeds[:, k]), seeds[:, k]) for k, x in enumerate((x_r, x_f)))
-    square = lambda a, b: (a - b).square().mean(1)  # noqa: E731
+    square = lambda a, b: (a - b).square().mean(1)
     torch.testing.assert_close(retain, square(student(x_r, draw_r), teacher(x_r, draw_r)), atol=1e-5, rtol=1e-4)
     # The teacher's input, taken from the library's first layer: same condition and visible part, n in the hole.
     n = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(int(s))) for s in seeds[:, 2]])
@@ -219,8 +224,12 @@ def launch(*argv, cwd, check=True):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, str(ROOT / "recipes" / "unlearn_diffusion.py"), *map(str, argv)],
-        cwd=cwd, env=environment, capture_output=True, text=True, check=check,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=check,
+    )
 
 
 def options(model, folder):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timezone, UTC
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,10 +45,13 @@ class Book:
         """Add verdicts and what made them."""
         lines = verdicts(self.content)
         self.content |= {
-            "suppression": SUPPRESSED, "overall": overall(lines), "verdicts": lines, "command": command,
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "suppression": SUPPRESSED,
+            "overall": overall(lines),
+            "verdicts": lines,
+            "command": command,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "made_with": {p: version(p) for p in ("torch", "transformers", "diffusers", "datasets")},
-        }  # fmt: skip
+        }
         self.write()
 
     def write(self) -> None:

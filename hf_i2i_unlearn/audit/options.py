@@ -77,9 +77,15 @@ class AuditArguments:
             if part not in PARTS:
                 raise InputError(f"'{part}' is no part of an audit; choose from {', '.join(PARTS)}.")
         for name, least in {
-            "relearn_pictures": 1, "relearn_samples": 1, "relearn_steps": 1, "relearn_batch_size": 1, "probe_features": 1,
-            "batch_size": 1, "samples": 0, "membership_samples": 0,
-        }.items():  # fmt: skip
+            "relearn_pictures": 1,
+            "relearn_samples": 1,
+            "relearn_steps": 1,
+            "relearn_batch_size": 1,
+            "probe_features": 1,
+            "batch_size": 1,
+            "samples": 0,
+            "membership_samples": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}.")
         if not self.tolerance > 0:

@@ -68,10 +68,15 @@ def run_audit(args: AuditArguments, command: str = "") -> dict:
     setting = Setting(ImageReader(processor, model.channels, None, run.get("on_corrupt", "refuse")), args.batch_size, args.seed)
     sets = readable(build_sets(args, split_args), setting.reader)
     options = {k: v for k, v in asdict(args).items() if k not in FREE | NAMES} | {
-        "original": original_name, "dataset": split_args.dataset, "train_split": split_args.train_split,
-        "eval_split": split_args.eval_split, "forget": sets.description["forget"], "corruption": ",".join(list(masks)[: len(trained)]),
-        "weights": hash_weights(model), "original_weights": hash_weights(original),
-    }  # fmt: skip
+        "original": original_name,
+        "dataset": split_args.dataset,
+        "train_split": split_args.train_split,
+        "eval_split": split_args.eval_split,
+        "forget": sets.description["forget"],
+        "corruption": ",".join(list(masks)[: len(trained)]),
+        "weights": hash_weights(model),
+        "original_weights": hash_weights(original),
+    }
     book = Book(Path(args.model, FILE), options)
     others = compared_with(args, split_args, family, model)
     book.content["sets"] = sets.description | {"patch": patch}
@@ -163,9 +168,12 @@ class _Work:
         def subject(name, model, rows=known, test=held, source=None):
             def measure():
                 rates = args.relearn_learning_rates
-                return best_relearning(
-                    model(), rows, test, self.corruption, self.setting, learning_rates=rates, title=name, **common
-                ) | facts  # fmt: skip
+                return (
+                    best_relearning(
+                        model(), rows, test, self.corruption, self.setting, learning_rates=rates, title=name, **common
+                    )
+                    | facts
+                )
 
             return self.book.part(f"relearning/{name}", measure, source)
 

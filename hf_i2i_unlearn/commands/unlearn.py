@@ -47,9 +47,11 @@ def prepare_run(training: UnlearningConfig, args: RunArguments | None = None) ->
             args.patches = [*patches, *(args.patches or [])]
     if training.push_to_hub and state.is_main_process:
         training.hub_model_id = check_access(
-            training.hub_model_id or Path(training.output_dir).resolve().name, training.hub_private_repo,
-            training.hub_revision, training.hub_token,
-        )  # fmt: skip
+            training.hub_model_id or Path(training.output_dir).resolve().name,
+            training.hub_private_repo,
+            training.hub_revision,
+            training.hub_token,
+        )
     set_seed(training.seed)
 
 

@@ -1,6 +1,5 @@
 """The words of the command line, turned into objects: here and nowhere else."""
 
-
 import torch
 
 from ..errors import InputError

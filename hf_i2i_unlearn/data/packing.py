@@ -20,7 +20,9 @@ def pack(source: datasets.Dataset, image_column: str, size: int, encoding: dict,
 
     def small(row):
         picture = decoder.decode_example(row[image_column])
-        picture = ImageOps.fit(picture if picture.mode == "L" else picture.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        picture = ImageOps.fit(
+            picture if picture.mode == "L" else picture.convert("RGB"), (size, size), Image.Resampling.BICUBIC
+        )
         buffer = io.BytesIO()
         picture.save(buffer, **encoding)
         return {image_column: {"bytes": buffer.getvalue(), "path": row[image_column]["path"]}}

@@ -84,8 +84,14 @@ class Stream(torch.utils.data.IterableDataset):
         wait = min(2 ** (failed - 1), LONGEST_WAIT)
         logger.warning(
             "%s does not answer (%s); attempt %d of %d at row %d of the %s set follows in %d s.",
-            self.source, reason, failed + 1, self.attempts, done, name, wait,
-        )  # fmt: skip
+            self.source,
+            reason,
+            failed + 1,
+            self.attempts,
+            done,
+            name,
+            wait,
+        )
         time.sleep(wait)
 
 

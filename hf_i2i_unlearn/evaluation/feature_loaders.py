@@ -74,9 +74,14 @@ def load_clip(path: str) -> FeatureNetwork:
     _refuse_missing(path, missing)
     processor, side = load_processor(path), config.vision_config.image_size
     network = FeatureNetwork(
-        _ImageEmbedding(model), str(path), (side, side), processor.image_mean, processor.image_std,
-        resize=_filter(processor), kind="clip",
-    )  # fmt: skip
+        _ImageEmbedding(model),
+        str(path),
+        (side, side),
+        processor.image_mean,
+        processor.image_std,
+        resize=_filter(processor),
+        kind="clip",
+    )
     return network
 
 
@@ -101,10 +106,16 @@ def load_classifier(path: str) -> FeatureNetwork:
     height, width = (side.get(key) or side.get("shortest_edge") for key in ("height", "width"))
     normalises = getattr(processor, "do_normalize", False)
     return FeatureNetwork(
-        _Logits(model), str(path), (height, width), processor.image_mean if normalises else 0.0,
-        processor.image_std if normalises else 1.0, getattr(model.config, "num_channels", 3), _filter(processor),
-        head=heads[-1], kind="classifier",
-    )  # fmt: skip
+        _Logits(model),
+        str(path),
+        (height, width),
+        processor.image_mean if normalises else 0.0,
+        processor.image_std if normalises else 1.0,
+        getattr(model.config, "num_channels", 3),
+        _filter(processor),
+        head=heads[-1],
+        kind="classifier",
+    )
 
 
 class _Logits(nn.Module):
@@ -136,9 +147,14 @@ def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork
     name = "FID Inception-v3" if fid else "torchvision Inception-v3"
     # pytorch-fid's resize: bilinear, which skips pixels when pictures get smaller.
     return FeatureNetwork(
-        network, name, (299, 299), resize="bilinear", antialias=not fid, head=network.fc,
+        network,
+        name,
+        (299, 299),
+        resize="bilinear",
+        antialias=not fid,
+        head=network.fc,
         kind="fid_inception" if fid else "inception",
-    )  # fmt: skip
+    )
 
 
 def load_places365(file: str) -> FeatureNetwork:
@@ -148,9 +164,15 @@ def load_places365(file: str) -> FeatureNetwork:
     model = ResNetForImageClassification(ResNetConfig(num_labels=365))  # its defaults are those of ResNet-50 v1.5
     _fill(model, state, file, "ResNet-50 of Places-365")
     return FeatureNetwork(
-        _Logits(model), "Places-365 ResNet-50", (224, 224), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], resize="bilinear",
-        head=model.classifier[1], kind="places365",
-    )  # fmt: skip
+        _Logits(model),
+        "Places-365 ResNet-50",
+        (224, 224),
+        [0.485, 0.456, 0.406],
+        [0.229, 0.224, 0.225],
+        resize="bilinear",
+        head=model.classifier[1],
+        kind="places365",
+    )
 
 
 def _resnet_key(key: str) -> str:

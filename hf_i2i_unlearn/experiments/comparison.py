@@ -165,13 +165,19 @@ class Comparison:
         splits, method = self.splits(setting), find_method(setting.method, self.variant)
         callback = _Measure(model, missing, lambda step, what: self.measure(model, setting, step, what))
         options = self.training.to_dict() | {
-            "learning_rate": setting.learning_rate, "alpha": setting.alpha, "seed": seed,
-            "max_steps": self.max_steps, "retain_bound": setting.retain_bound, "save_strategy": "no", "eval_strategy": "no",
-            "logging_strategy": "no", "output_dir": str(self.folder / "runs"),
+            "learning_rate": setting.learning_rate,
+            "alpha": setting.alpha,
+            "seed": seed,
+            "max_steps": self.max_steps,
+            "retain_bound": setting.retain_bound,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "logging_strategy": "no",
+            "output_dir": str(self.folder / "runs"),
             "noise_target": self.training.noise_target if method.shared_target else "fresh",
             "noise_bank": self.training.noise_bank if method.shared_target else 0,
             "cache_targets": self.training.cache_targets and method.trains_encoder_alone,
-        }  # fmt: skip
+        }
         pairs = make_pairs(self.args, splits, seed)
         held = {"forget": self.splits().eval_forget, "retain": self.splits().eval_retain}
         trainer = UnlearningTrainer(

@@ -91,11 +91,17 @@ OURS = METHODS["ours"]
 # What the released code intends where it departs from the paper, by the same names.
 REFERENCE_METHODS = _table(
     Method(
-        "random_encoder", MatchedNoiseRepresentation(), 1, "C.35, C.36",
+        "random_encoder",
+        MatchedNoiseRepresentation(),
+        1,
+        "C.35, C.36",
         "E(T(x_f)) is moved to Gaussian noise with the moments of the original's representations",
     ),
     Method(
-        "retain_label", CompletedRetainPictures(), 1, "C.29-C.31",
+        "retain_label",
+        CompletedRetainPictures(),
+        1,
+        "C.29-C.31",
         "the training target of both halves is the original's completion of a retain picture",
     ),
-)  # fmt: skip
+)

@@ -140,9 +140,14 @@ class ClassifierTrainer(Trainer):
             decay = self.args.weight_decay
             self.optimizer = OptimizerPair(
                 FlatMuon(matrices, lr=self.args.muon_learning_rate, weight_decay=decay),
-                torch.optim.AdamW(rest, lr=self.args.learning_rate, betas=(self.args.adam_beta1, self.args.adam_beta2),
-                                  weight_decay=0.0, fused=True),
-            )  # fmt: skip
+                torch.optim.AdamW(
+                    rest,
+                    lr=self.args.learning_rate,
+                    betas=(self.args.adam_beta1, self.args.adam_beta2),
+                    weight_decay=0.0,
+                    fused=True,
+                ),
+            )
         return super().create_optimizer(model)
 
 

@@ -27,8 +27,8 @@ def relearning_svg(audit: dict) -> Markup | None:
     last = max(max(step for step, _ in c) for c in curves.values()) or 1
     top = 1.08 * max(mine["target"], *(error for c in curves.values() for _, error in c))
     # Steps on a logarithmic scale: what matters happens in the first ones.
-    x = lambda step: LEFT + (WIDTH - LEFT - 12) * math.log1p(step) / math.log1p(last)  # noqa: E731
-    y = lambda error: TOP + (HEIGHT - TOP - BOTTOM) * (1 - error / top)  # noqa: E731
+    x = lambda step: LEFT + (WIDTH - LEFT - 12) * math.log1p(step) / math.log1p(last)
+    y = lambda error: TOP + (HEIGHT - TOP - BOTTOM) * (1 - error / top)
     parts = []
     for step in [s for s in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if s <= last]:
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step}</text>')

@@ -71,10 +71,14 @@ def push(folder, repo: str, private: bool | None = None, revision: str | None = 
     try:
         commit = _retried(
             lambda: api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, commit_message=f"Upload {Path(folder).resolve().name}",
-                allow_patterns=PUSHED, ignore_patterns=NOT_PUSHED,
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                commit_message=f"Upload {Path(folder).resolve().name}",
+                allow_patterns=PUSHED,
+                ignore_patterns=NOT_PUSHED,
             )
-        )  # fmt: skip
+        )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise PushError(
             f"The push to '{repo}' failed ({_reason(error)}), but '{folder}' is complete. To try again:\n"

@@ -4,9 +4,9 @@ import itertools
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ..errors import InputError
 

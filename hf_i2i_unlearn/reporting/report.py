@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timezone, UTC
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,8 +29,12 @@ LARGEST_PICTURE = 400_000  # bytes; larger ones are stored as JPEG
 
 
 STATUS_CLASSES = {
-    "trace found": "bad", "weakened": "middling", "inconclusive": "middling", "no trace found": "good", "holds": "good",
-}  # fmt: skip
+    "trace found": "bad",
+    "weakened": "middling",
+    "inconclusive": "middling",
+    "no trace found": "good",
+    "holds": "good",
+}
 
 
 @dataclass
@@ -63,7 +67,7 @@ def write_report(args: ReportArguments) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE).render(
         name=folder.resolve().name,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         asked={k: v for k, v in facts.items() if k in ASKED},
         done={k: v for k, v in facts.items() if k not in ASKED},
         corruption=next(iter(re.findall(r"Corruption T\(x\): `(.+?)`", card)), None),
@@ -119,11 +123,17 @@ def _before_after(figures: dict) -> dict:
     """{"head", "rows"} of what `Evaluator` measured."""
     rows = [
         [
-            name, f["count"], f"{f['original_mse']:.3f}", f"{f['mse']:.3f}", f"{f['original_psnr']:.1f} dB",
-            f"{f['psnr']:.1f} dB", f"{f['drift']:.3f}",
+            name,
+            f["count"],
+            f"{f['original_mse']:.3f}",
+            f"{f['mse']:.3f}",
+            f"{f['original_psnr']:.1f} dB",
+            f"{f['psnr']:.1f} dB",
+            f"{f['drift']:.3f}",
         ]
-        for name, f in figures.items() if name in ("forget", "retain")
-    ]  # fmt: skip
+        for name, f in figures.items()
+        if name in ("forget", "retain")
+    ]
     head = ["set", "pictures", "hole error before", "after", "PSNR before", "after", "drift"]
     return {"head": head, "rows": rows}
 

@@ -172,9 +172,15 @@ class UnlearningTrainer(I2ITrainer):
     def _terms(self, model, batch, corruption):
         """Retain and forget distance, each the mean over its half of the batch, and the diagnostics."""
         retain, forget, diagnostics = self.objective(
-            model, self.i2i, corruption, batch["retain"], batch["forget"], batch["seeds"], self.state.global_step,
+            model,
+            self.i2i,
+            corruption,
+            batch["retain"],
+            batch["forget"],
+            batch["seeds"],
+            self.state.global_step,
             batch.get("retain_target"),
-        )  # fmt: skip
+        )
         return retain.mean(), None if forget is None else forget.mean(), diagnostics
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

@@ -51,10 +51,15 @@ def mae(args) -> I2IMAE:
     torch.manual_seed(0)
     return I2IMAE.from_config(
         ViTMAEConfig(
-            image_size=args.size, hidden_size=args.width, num_hidden_layers=args.layers, norm_pix_loss=False,
-            num_attention_heads=max(1, args.width // 64), intermediate_size=4 * args.width, decoder_num_hidden_layers=1,
+            image_size=args.size,
+            hidden_size=args.width,
+            num_hidden_layers=args.layers,
+            norm_pix_loss=False,
+            num_attention_heads=max(1, args.width // 64),
+            intermediate_size=4 * args.width,
+            decoder_num_hidden_layers=1,
         )
-    )  # fmt: skip
+    )
 
 
 def crop(model) -> CenterCrop:

@@ -22,25 +22,36 @@ PREFIX = "denoise_fn."
 
 
 BUFFERS = (
-    "gammas", "sqrt_recip_gammas", "sqrt_recipm1_gammas", "posterior_log_variance_clipped", "posterior_mean_coef1",
+    "gammas",
+    "sqrt_recip_gammas",
+    "sqrt_recipm1_gammas",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
     "posterior_mean_coef2",
-)  # fmt: skip
+)
 
 
 # Names inside a block, ours (UNet2DModel) -> theirs.
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 
 
 ATTENTION = {"group_norm": "norm", "to_out.0": "proj_out", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
 
 
 ENDS = {
-    "time_embedding.linear_1": "cond_embed.0", "time_embedding.linear_2": "cond_embed.2", "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+    "time_embedding.linear_1": "cond_embed.0",
+    "time_embedding.linear_2": "cond_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 def load_tensors(path) -> dict[str, torch.Tensor]:
@@ -160,9 +171,13 @@ def schedule_buffers(scheduler) -> dict[str, torch.Tensor]:
     before = np.append(1.0, gammas[:-1])
     variance = betas * (1 - before) / (1 - gammas)
     values = (
-        gammas, np.sqrt(1 / gammas), np.sqrt(1 / gammas - 1), np.log(np.maximum(variance, 1e-20)),
-        betas * np.sqrt(before) / (1 - gammas), (1 - before) * np.sqrt(1 - betas) / (1 - gammas),
-    )  # fmt: skip
+        gammas,
+        np.sqrt(1 / gammas),
+        np.sqrt(1 / gammas - 1),
+        np.log(np.maximum(variance, 1e-20)),
+        betas * np.sqrt(before) / (1 - gammas),
+        (1 - before) * np.sqrt(1 - betas) / (1 - gammas),
+    )
     return {name: torch.tensor(value, dtype=torch.float32) for name, value in zip(BUFFERS, values)}
 
 

@@ -129,9 +129,14 @@ class I2ILatentUNet(I2IUNet):
         if not isinstance(model, UNet2DConditionModel):
             raise InputError(f"A latent inpainting U-Net is a UNet2DConditionModel, got {type(model).__name__}.")
         none = (
-            "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type", "encoder_hid_dim",
-            "time_cond_proj_dim", "time_embedding_act_fn",
-        )  # fmt: skip
+            "class_embed_type",
+            "num_class_embeds",
+            "addition_embed_type",
+            "encoder_hid_dim_type",
+            "encoder_hid_dim",
+            "time_cond_proj_dim",
+            "time_embedding_act_fn",
+        )
         expected = {"time_embedding_type": "positional", "center_input_sample": False, "attention_type": "default"}
         check_config(model.config, expected | dict.fromkeys(none))
 

@@ -124,9 +124,12 @@ def _check_pixel_unet(model, inputs_per_output):
     if config.out_channels not in (1, 3) or config.in_channels != inputs_per_output * config.out_channels:
         raise InputError(f"The U-Net takes {config.in_channels} channels and gives {config.out_channels}; {CHANNELS}.")
     expected = {
-        "time_embedding_type": "positional", "class_embed_type": None, "num_class_embeds": None, "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "class_embed_type": None,
+        "num_class_embeds": None,
+        "center_input_sample": False,
         "mid_block_type": "UNetMidBlock2D",
-    }  # fmt: skip
+    }
     check_config(config, expected)
     if any(hasattr(block, "skip_conv") for block in model.down_blocks):
         raise InputError("The U-Net has skip blocks, expected down blocks such as ResnetDownsampleBlock2D or DownBlock2D.")

@@ -204,8 +204,11 @@ def _check(state, config, model, file):
 
 def _our_key(key):
     unused = key.startswith(("patch_embed.", "decoder_pred.")) or key in (
-        "cls_token", "mask_token", "pos_embed", "decoder_pos_embed",
-    )  # fmt: skip
+        "cls_token",
+        "mask_token",
+        "pos_embed",
+        "decoder_pos_embed",
+    )
     return UNUSED + key.replace(".", "__") if unused else key
 
 

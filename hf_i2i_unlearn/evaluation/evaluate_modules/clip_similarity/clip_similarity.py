@@ -6,7 +6,9 @@ import torch
 
 from hf_i2i_unlearn.evaluation.statistics import CosineSimilarity
 
-DESCRIPTION = "Mean cosine similarity of the embeddings of generated pictures and of their true pictures, with CLIP's in the paper."
+DESCRIPTION = (
+    "Mean cosine similarity of the embeddings of generated pictures and of their true pictures, with CLIP's in the paper."
+)
 
 
 class CLIPSimilarity(evaluate.Metric):
