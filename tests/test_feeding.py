@@ -6,13 +6,13 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from conftest import CLASSES, make_dataset, png
 from test_trainer import FORGET, RETAIN, StopAt, assert_same, make_trainer, weights
 
 from hf_i2i_unlearn import ForgetRetainStream, InputError, RandomMask, load_source
+from hf_i2i_unlearn.data.decoding import Decoder
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
 
@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def decodes(monkeypatch):
     """Paths of the pictures that were decoded."""
-    seen, decode = [], datasets.Image.decode_example
+    seen, decode = [], Decoder.__call__
     monkeypatch.setattr(
-        datasets.Image, "decode_example", lambda self, value, **more: seen.append(value["path"]) or decode(self, value, **more)
+        Decoder, "__call__", lambda self, image: seen.append(image["path"]) or decode(self, image)
     )
     return seen
 

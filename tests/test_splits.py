@@ -5,6 +5,7 @@ import pytest
 from conftest import CLASSES, make_dataset
 
 from hf_i2i_unlearn import InputError, by_classes, by_list, by_rows, by_values, load_source, select
+from hf_i2i_unlearn.data.decoding import Decoder
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.sources import first_rows
 from hf_i2i_unlearn.data.splits import build_splits
@@ -20,8 +21,8 @@ def names(dataset):
 def decodes(monkeypatch):
     """Counts decoded pictures."""
     count = []
-    decode = datasets.Image.decode_example
-    monkeypatch.setattr(datasets.Image, "decode_example", lambda self, *a, **k: (count.append(1), decode(self, *a, **k))[1])
+    decode = Decoder.__call__
+    monkeypatch.setattr(Decoder, "__call__", lambda self, *a, **k: (count.append(1), decode(self, *a, **k))[1])
     return count
 
 

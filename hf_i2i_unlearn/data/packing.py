@@ -6,29 +6,53 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageOps
 
+from ..errors import InputError
+from .decoding import Decoder, Unreadable
 
-def pack(source: datasets.Dataset, image_column: str, size: int, encoding: dict, file) -> datasets.Dataset:
+
+def pack(
+    source: datasets.Dataset,
+    image_column: str,
+    size: int,
+    encoding: dict,
+    file,
+    on_corrupt: str = "refuse",
+    background: str = "white",
+) -> datasets.Dataset:
     """Write a map-style dataset as one parquet file, its pictures cut to squares of `size` pixels and encoded anew.
 
     Args:
         encoding: keywords of `PIL.Image.save`, such as {"format": "PNG"}. file: the parquet file; its folder is made.
+        on_corrupt: "refuse" raises at an unreadable picture, "skip" leaves its row out. background: behind transparent pictures.
 
     Returns:
         What was written. Other columns and file names stay as they were.
+
+    Raises:
+        InputError: an unreadable picture, where such are refused.
     """
-    decoder = datasets.Image(decode=True)
+    decoder = Decoder(None, background, size)
 
     def small(row):
-        picture = decoder.decode_example(row[image_column])
-        picture = ImageOps.fit(
-            picture if picture.mode == "L" else picture.convert("RGB"), (size, size), Image.Resampling.BICUBIC
-        )
+        try:
+            picture = decoder(row[image_column])
+        except Unreadable as error:
+            if on_corrupt == "skip":
+                return {image_column: None}
+            name = (row[image_column] or {}).get("path") or "an image without a name"
+            raise InputError(
+                f"Cannot read {name}: {error}. Repair or remove it, or skip such pictures with --on_corrupt skip."
+            ) from error
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         picture.save(buffer, **encoding)
         return {image_column: {"bytes": buffer.getvalue(), "path": row[image_column]["path"]}}
 
     source = source.cast_column(image_column, datasets.Image(decode=False))
-    packed = source.map(small, desc=f"packing {Path(file).stem}").cast_column(image_column, datasets.Image())
+    packed = source.map(small, desc=f"packing {Path(file).stem}")
+    if on_corrupt == "skip":
+        packed = packed.filter(lambda image: image is not None, input_columns=image_column)
+    packed = packed.cast_column(image_column, datasets.Image())
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     packed.to_parquet(str(file))
     return packed

@@ -8,18 +8,15 @@ import logging
 import random
 from collections.abc import Iterator
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
 from ..errors import InputError
+from .decoding import Decoder, Unreadable
 
 logger = logging.getLogger(__name__)
-
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a broken file
 
 
 class ImageReader:
@@ -30,13 +27,13 @@ class ImageReader:
         channels: 1 reads pictures as grey, 3 as RGB.
         augment: called as augment(picture, rng) on each PIL picture, or None. `flip_and_crop` is the reference's.
         on_corrupt: what an unreadable picture does: "refuse" raises, "skip" leaves it out and counts it in `skipped`.
+        background: the colour behind transparent pictures.
     """
 
-    def __init__(self, processor, channels: int, augment=None, on_corrupt: str = "refuse"):
+    def __init__(self, processor, channels: int, augment=None, on_corrupt: str = "refuse", background: str = "white"):
         if on_corrupt not in ("refuse", "skip"):
             raise InputError(f"on_corrupt is 'refuse' or 'skip', got '{on_corrupt}'.")
-        if channels not in (1, 3):
-            raise InputError(f"Pictures of 1 or 3 channels can be read, the model takes {channels}.")
+        self.decoder = Decoder(channels, background, _side(processor))
         normalises = getattr(processor, "do_normalize", False)
         mean = (normalises and getattr(processor, "image_mean", None)) or [0.0]
         if len(mean) not in (1, channels):
@@ -45,20 +42,18 @@ class ImageReader:
                 "saved with the model."
             )
         self.processor, self.augment, self.on_corrupt = processor, augment, on_corrupt
-        self.decoder = datasets.Image(mode={1: "L", 3: "RGB"}[channels])
 
     def decode(self, row: dict, seed: int = 0) -> Image.Image | None:
         """The picture of a row, or None if it is unreadable and those are skipped."""
         try:
-            picture = self.decoder.decode_example(row["image"])
-        except UNREADABLE as error:
-            name = row["image"].get("path") or "an image without a name"
+            picture = self.decoder(row["image"])
+        except Unreadable as error:
+            name = (row["image"] or {}).get("path") or "an image without a name"
             if self.on_corrupt == "refuse":
                 raise InputError(
-                    f"Cannot read {name}: {type(error).__name__}: {error}. Repair or remove it, or skip such pictures "
-                    "with on_corrupt='skip'."
+                    f"Cannot read {name}: {error}. Repair or remove it, or skip such pictures with on_corrupt='skip'."
                 ) from error
-            logger.warning("Skipped unreadable picture %s (%s).", name, type(error).__name__)
+            logger.warning("Skipped unreadable picture %s (%s).", name, str(error).partition(":")[0])
             return None
         return self.augment(picture, random.Random(seed)) if self.augment else picture
 
@@ -82,6 +77,13 @@ class ImageReader:
             for v in (self.processor.image_mean, self.processor.image_std)
         )
         return (pixel_values * std + mean).clamp(0, 1)
+
+
+def _side(processor) -> int | None:
+    """The longer side in pixels that a processor resizes to; None where it does not say."""
+    size = getattr(processor, "size", None) or {}
+    sides = [size.get(key) for key in ("height", "width", "shortest_edge", "longest_edge")]
+    return max((side for side in sides if side), default=None)
 
 
 def load_processor(path: str):

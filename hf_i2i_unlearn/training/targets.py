@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import diffusers
-import fsspec
 import torch
 import transformers
 from huggingface_hub import cached_assets_path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..data.decoding import encoded_bytes
 from ..data.reading import ImageReader
 from ..data.streams import ForgetRetainStream
 from ..errors import InputError, RunError
@@ -75,7 +75,7 @@ class TargetStore:
         """
         rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         processor = reader.processor.to_dict() if hasattr(reader.processor, "to_dict") else vars(reader.processor)
-        key = content_hash(itertools.chain([self.identity, "retain", processor, reader.decoder.mode], map(content, rows)))
+        key = content_hash(itertools.chain([self.identity, "retain", processor, reader.decoder.mode, reader.decoder.background, reader.decoder.side], map(content, rows)))
         targets = RetainTargets(self.folder / key, len(rows))
         remove_stale(self.folder / key)
         shards = [k for k, file in enumerate(targets.files) if not readable(file)]
@@ -188,11 +188,7 @@ def identity(original: I2IModel):
 
 def content(row: dict) -> bytes:
     """The encoded picture of an undecoded row; of one that names a file, that file's bytes."""
-    image = row["image"]
-    if image.get("bytes") is not None:
-        return image["bytes"]
     try:
-        with fsspec.open(image["path"], "rb") as file:
-            return file.read()
-    except OSError:  # the reader refuses or skips it
+        return encoded_bytes(row["image"])
+    except (OSError, TypeError, AttributeError):  # the reader refuses or skips it
         return b"unreadable"
