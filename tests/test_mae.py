@@ -11,7 +11,7 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 )
 
 from hf_i2i_unlearn import I2IMAE, CenterCrop, InputError, RandomMask, load_processor
-from hf_i2i_unlearn.models.mae.modeling import sincos_positions
+from hf_i2i_unlearn.models.positions import sincos_positions
 
 MASK = CenterCrop(2)((4, 4), range(5))
 

@@ -11,7 +11,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ...errors import InputError
 from ..base import I2IModel
 from .folders import Pipeline
-from .modeling import I2IUNet, check_config, check_divisible
+from .layout import check_config, check_divisible
+from .modeling import I2IUNet
 
 
 class LatentDraw(NamedTuple):
@@ -123,6 +124,10 @@ class I2ILatentUNet(I2IUNet):
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=pipeline.check("tokenizer", "CLIPTokenizer"))
         text = encode_text(prompt, tokenizer, text_encoder)
         return cls(model, scheduler, vae, text, prompt=prompt, pipeline=pipeline, **options)
+
+    @staticmethod
+    def reads(config):
+        return config.get("_class_name") == "UNet2DConditionModel"
 
     @staticmethod
     def check_unet(model):

@@ -1,4 +1,4 @@
-"""Configurations of U-Nets in the Palette layout."""
+"""Configurations of U-Nets: those of the Palette layout, and checks that all layouts share."""
 
 from diffusers import UNet2DModel
 
@@ -67,3 +67,16 @@ def with_encoder_attention(model: UNet2DModel, levels: list[int]) -> UNet2DModel
         if ".to_out." in name:
             state[name].zero_()
     return grown
+
+
+def check_config(config, expected: dict) -> None:
+    """Raise InputError unless the U-Net's config has the expected values; the layouts that are known have no others."""
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise InputError(f"The U-Net's config has {name}={config[name]}, expected {value}; this layout has no other.")
+
+
+def check_divisible(size, what: str, side: int) -> None:
+    """Raise InputError unless (height, width) are multiples of `side`."""
+    if side < 1 or size[0] % side or size[1] % side:
+        raise InputError(f"The image size {size[0]}x{size[1]} is not divisible by {what} {side}; choose a multiple of it.")

@@ -6,10 +6,6 @@ default, and then "same decoder" (theorem 1) is exact. The released code trains 
 """
 
 import abc
-import inspect
-import json
-import re
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,17 +14,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import InputError
-from ..base import FOR_SAMPLING, FOR_TRAINING, HUB, I2IModel, seeded
-from .folders import Pipeline, copy_components, find_file, find_pipeline, load_scheduler, scheduler_class
-from .schedules import gamma_at, on_schedule, plain_config, prediction_type, same_schedule
+from ..base import FOR_SAMPLING, FOR_TRAINING, I2IModel, seeded
+from .encoder import encoder_levels, level_sizes
+from .files import UNetFiles
+from .folders import Pipeline
+from .layout import check_divisible
+from .schedules import check_sampler, denoise, gamma_at, on_schedule, plain_config, prediction_type
 
 COMBINE = ("concat", "mean")
 
 
 TEACHER_CONDITIONS = ("picture", "noise")
-
-
-SETTINGS = "i2i_model.json"
 
 
 class TimestepDraw(NamedTuple):
@@ -46,7 +42,7 @@ class TimestepDraw(NamedTuple):
     pure: torch.Tensor
 
 
-class I2IUNet(I2IModel):
+class I2IUNet(UNetFiles, I2IModel):
     """A U-Net of diffusers as h = D o E. Pictures are in [-1, 1] (image processors with mean and deviation 0.5).
 
     `I2IUNet.from_pretrained(path)` and `I2IUNet.from_config(config)` choose the layout by the U-Net's config:
@@ -65,11 +61,12 @@ class I2IUNet(I2IModel):
         patch_size: side in pixels of the patches that corruptions hide; image_size // 16 if None, a 16x16 grid.
         combine: "concat", all levels as one vector, so that each value weighs the same (the paper); "mean", levels scaled so
             that the mean squared error is the mean of the levels' mean squared errors (the released code takes their sum).
-        teacher_condition: what the original's condition is for E0(T(n)). "picture", the visible part of the forget picture, as eq.
-            C.25 and the released code have it: early in the generation, where all is noise, nothing is then to be forgotten.
-            "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
-        frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where those
-            cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all (the paper).
+        teacher_condition: what the original's condition is for E0(T(n)). "picture", the visible part of the forget picture, as
+            eq. C.25 and the released code have it: early in the generation, where all is noise, nothing is then to be
+            forgotten. "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
+        frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where
+            those cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all
+            (the paper).
         frozen_conv_in: conv_in is not trained. It sees 3x3 pixels, even where the first down block has attention.
         train_time_embedding: train it with the encoder, as the released code does; the decoder then changes too.
         pipeline: the pipeline that the U-Net came from; `save_pretrained` then writes a whole one.
@@ -87,7 +84,7 @@ class I2IUNet(I2IModel):
     kind = UNet2DModel  # of the inner model
     time_is_gamma = False
     is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
-    # In SETTINGS, beside the weights.
+    # In i2i_model.json, beside the weights.
     stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
               "train_time_embedding")  # fmt: skip
 
@@ -131,21 +128,12 @@ class I2IUNet(I2IModel):
 
     @property
     def sampler(self):
-        """The scheduler of `generate`, which never clips latents. Setting one raises InputError if it does not fit the network."""
+        """The scheduler of `generate`, which never clips latents. Setting one that does not fit raises InputError."""
         return self._sampler
 
     @sampler.setter
     def sampler(self, sampler):
-        if prediction_type(sampler) != self.prediction_type:
-            raise InputError(
-                f"The sampler takes predictions of type '{prediction_type(sampler)}', but the network was trained for "
-                f"'{self.prediction_type}'; make it with from_config(scheduler.config)."
-            )
-        if not self.time_is_gamma and not same_schedule(sampler, self.scheduler):
-            raise InputError(
-                "The sampler has another noise schedule than the network was trained on, which is told step numbers; make it "
-                "with from_config(scheduler.config)."
-            )
+        check_sampler(sampler, self.scheduler, any_schedule=self.time_is_gamma)
         if sampler.config.get("clip_sample") and not self.is_bounded:
             sampler = type(sampler).from_config(plain_config(sampler.config), clip_sample=False)
         self._sampler = sampler
@@ -165,90 +153,6 @@ class I2IUNet(I2IModel):
         if not 1 <= steps <= longest:
             raise InputError(f"The sampler can take 1 to {longest} steps, got steps={steps}.")
         self._steps = steps
-
-    @classmethod
-    def from_pretrained(cls, path: str, scheduler=None, **kwargs) -> "I2IUNet":
-        """Load a folder or Hub repository that holds a U-Net of diffusers, or a whole pipeline with one.
-
-        Options that are not given (or None) are those the model was saved with, else the defaults.
-
-        Args:
-            scheduler, and the others of `I2IUNet` or of its layout (prompt and vae_dtype of `I2ILatentUNet`). revision, token,
-            subfolder (of a U-Net that is to be taken without its pipeline), cache_dir, local_files_only, torch_dtype,
-            variant: as in diffusers.
-
-        Raises:
-            InputError: a checkpoint of another kind, with weights missing or in no safetensors file.
-        """
-        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
-        loading = {name: kwargs.pop(name) for name in ("torch_dtype", "variant") if name in kwargs}
-        subfolder = kwargs.pop("subfolder", None) or ""
-        variant = loading.get("variant")
-        pipeline = None if subfolder else find_pipeline(path, variant, **hub)
-        if pipeline:
-            path, subfolder, hub = str(pipeline.folder), pipeline.place("unet"), {}
-        folder = Path(path, subfolder)
-        if Path(path).is_dir() and not (folder / "config.json").is_file():
-            raise InputError(f"'{folder}' has no config.json; give the folder of a pipeline or of a UNet2DModel.")
-        config = UNet2DModel.load_config(path, subfolder=subfolder or None, **hub)
-        layout = cls._layout(config, f"'{path}'")
-        places = {"subfolder": subfolder or None, "use_safetensors": True, **hub, **loading}
-        try:
-            model, info = layout.kind.from_pretrained(path, output_loading_info=True, **places)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"Cannot read the weights of the U-Net in '{folder}', which must be safetensors: {reason}"
-            ) from error
-        if info["missing_keys"]:
-            raise InputError(
-                f"'{path}' lacks {len(info['missing_keys'])} weights of its U-Net, first '{min(info['missing_keys'])}'; "
-                f"save it again with {layout.kind.__name__}.save_pretrained."
-            )
-        file = find_file(path, Path(subfolder, SETTINGS).as_posix(), **hub)
-        settings = json.loads(file.read_text()) if file else {}
-        sampler = settings.pop("sampler", None)
-        if sampler and scheduler is None:
-            settings["sampler"] = scheduler_class(sampler.get("_class_name"), f"'{file}' names").from_config(
-                plain_config(sampler)
-            )
-        settings = {name: value for name, value in settings.items() if name in (*layout.stored, "sampler")}
-        # Beside the weights, as `save_pretrained` puts it, or beside their folder, as in a pipeline.
-        scheduler = scheduler or load_scheduler(path, subfolder, **hub) or (load_scheduler(path, **hub) if subfolder else None)
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        return layout.assemble(model, scheduler, pipeline, **settings | given)
-
-    @classmethod
-    def assemble(cls, model, scheduler, pipeline: Pipeline | None, prompt=None, vae_dtype=None, **options) -> "I2IUNet":
-        """A model of this layout from its loaded parts; prompt and vae_dtype are of no other than the latent one."""
-        if prompt is not None or vae_dtype is not None:
-            raise InputError("prompt and vae_dtype are for latent inpainting; this U-Net works on pixels and reads no text.")
-        return cls(model, scheduler, pipeline=pipeline, **options)
-
-    @classmethod
-    def from_config(cls, config: dict, **kwargs) -> "I2IUNet":
-        """A fresh model; `palette_config` makes configs. The other arguments are those of `I2IUNet`."""
-        layout = cls._layout({"_class_name": "UNet2DModel"} | dict(config), "The config")
-        return layout(layout.kind.from_config(config), **kwargs)
-
-    @classmethod
-    def _layout(cls, config, what: str) -> type["I2IUNet"]:
-        # Imported here, for they build on this module.
-        from .latent import I2ILatentUNet
-        from .pixels import I2IPaletteUNet, I2IPlainUNet
-
-        kind = config.get("_class_name") or config.get("model_type") or "unknown"
-        if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-            raise InputError(f"{what} holds a '{kind}' model, expected 'UNet2DModel' or 'UNet2DConditionModel'.")
-        if kind == "UNet2DConditionModel":
-            layout = I2ILatentUNet
-        else:
-            layout = I2IPlainUNet if config.get("in_channels", 3) == config.get("out_channels", 3) else I2IPaletteUNet
-        if not issubclass(layout, cls):
-            raise InputError(
-                f"{what} is of the layout of {layout.__name__}, not of {cls.__name__}; use I2IUNet.from_pretrained."
-            )
-        return layout
 
     # Sizes
 
@@ -292,7 +196,7 @@ class I2IUNet(I2IModel):
         return not self.train_time_embedding
 
     def encoder_modules(self):
-        """conv_in and down blocks but for the frozen ones, and middle block; the time embedding only with `train_time_embedding`."""
+        """conv_in, down blocks (but the frozen ones) and middle block; the time embedding only with `train_time_embedding`."""
         shared = [self.model.time_embedding] if self.train_time_embedding else []
         first = [] if self.frozen_levels or self.frozen_conv_in else [self.model.conv_in]
         return [*first, *self.model.down_blocks[self.frozen_levels :], self.model.mid_block, *shared]
@@ -331,8 +235,8 @@ class I2IUNet(I2IModel):
     def forward(self, pixel_values, draw):
         """E(T(x)): (B, C, H, W) and what `draw` returned -> (B, D), D values of all levels.
 
-        In eval mode a plain mask (B, rows, cols) stands for the draw of seed 0 for every picture: one fixed time and noise, good
-        for a look at representations. In training mode it is refused with an InputError.
+        In eval mode a plain mask (B, rows, cols) stands for the draw of seed 0 for every picture: one fixed time and noise,
+        good for a look at representations. In training mode it is refused with an InputError.
         """
         if isinstance(draw, torch.Tensor):
             if self.training:  # or the model would silently be trained at one diffusion time
@@ -347,28 +251,12 @@ class I2IUNet(I2IModel):
 
     def features(self, pixel_values, draw) -> list[torch.Tensor]:
         """The levels of the representation, each (B, C_k, H_k, W_k): conv_in, down residuals in order, middle block."""
-        unet, sample = self.model, self._inputs(pixel_values, draw, self._sample(pixel_values, draw))
-        # As in the library's forward, up to the up blocks. gamma goes into the sinusoids in float32, whatever the weights are.
-        embedding = unet.time_embedding(unet.time_proj(draw.time).to(unet.dtype))
-        sample = unet.conv_in(sample)
-        levels = [sample]
-        for block in unet.down_blocks:
-            sample = _safe_for_norms(sample)
-            sample, residuals = block(hidden_states=sample, temb=embedding, **self._context(block, len(sample)))
-            levels += residuals
-        sample = _safe_for_norms(sample)
-        return [*levels, unet.mid_block(sample, embedding, **self._context(unet.mid_block, len(sample)))]
+        sample = self._inputs(pixel_values, draw, self._sample(pixel_values, draw))
+        return encoder_levels(self.model, sample, draw.time, self._context)
 
     def levels(self, encoded):
         """The parts of a representation (B, D), each (B, D_k)."""
-        h, w = self.sample_shape[1:]
-        sizes = [self.model.conv_in.out_channels * h * w]
-        for block in self.model.down_blocks:
-            sizes += [resnet.out_channels * h * w for resnet in block.resnets]
-            if block.downsamplers is not None:
-                h, w = h // 2, w // 2
-                sizes.append(block.resnets[-1].out_channels * h * w)
-        return encoded.split([*sizes, self.model.mid_block.resnets[-1].out_channels * h * w], 1)
+        return encoded.split(level_sizes(self.model, *self.sample_shape[1:]), 1)
 
     def training_loss(self, pixel_values, draw, target=None):
         """Mean squared error of the prediction over the hidden values of each picture (or of its latents): (B,).
@@ -417,19 +305,16 @@ class I2IUNet(I2IModel):
         """The loop of the sampler: `noise` (B, C, h, w) at its first step -> what is restored.
 
         Args:
-            show: (sample (B, C, h, w) of unit variance or less, time t) -> network input. Samplers act on each value alone, so what
-                the visible part of the sample holds does not matter; `show` pastes what the network was trained to see there.
+            show: (sample (B, C, h, w) of unit variance or less, time t) -> network input. Samplers act on each value alone, so
+                what the visible part of the sample holds does not matter; `show` pastes what the network was trained to see
+                there.
         """
-        sampler = self.sampler
-        sampler.set_timesteps(self.steps)
-        options = {"generator": generators} if "generator" in inspect.signature(sampler.step).parameters else {}
-        sample = noise * float(sampler.init_noise_sigma)
-        for t in sampler.timesteps:
-            inputs = show(sampler.scale_model_input(sample, t), t)  # Euler and Heun scale their sample
-            time = gamma_at(sampler, t) if self.time_is_gamma else t
-            predicted = self._predict(inputs, time.to(inputs.device).expand(len(inputs)))
-            sample = sampler.step(predicted, t, sample, **options).prev_sample
-        return sample
+
+        def predict(inputs, t):
+            time = gamma_at(self.sampler, t) if self.time_is_gamma else t
+            return self._predict(inputs, time.to(inputs.device).expand(len(inputs)))
+
+        return denoise(self.sampler, self.steps, noise, show, predict, generators)
 
     @abc.abstractmethod
     def _restore(self, pixels, mask, noise, generators):
@@ -459,41 +344,3 @@ class I2IUNet(I2IModel):
 
     def _predict(self, inputs, time):
         return self.model(inputs.to(self.model.dtype), time, **self._context(None, len(inputs))).sample.float()
-
-    # Files
-
-    def save_pretrained(self, folder, **kwargs):
-        """Write what diffusers reads: U-Net and scheduler, or the whole pipeline where the model came from one.
-
-        Beside the weights stands `i2i_model.json`, from which `from_pretrained` takes the other options. A trainer's checkpoint
-        folder ("checkpoint-100") gets of a pipeline only the U-Net and the scheduler: the other parts never change.
-        """
-        weights = Path(folder, "unet") if self.pipeline else Path(folder)
-        super().save_pretrained(weights, **kwargs)
-        settings = {name: getattr(self, name) for name in self.stored} | {"sampler": json.loads(self.sampler.to_json_string())}
-        (weights / SETTINGS).write_text(json.dumps(settings, indent=1))
-        self.scheduler.save_pretrained(Path(folder, "scheduler"))
-        here = self.pipeline and Path(folder).resolve() == self.pipeline.folder.resolve()
-        if self.pipeline and not here and not re.fullmatch(r"checkpoint-\d+", Path(folder).name):
-            copy_components(self.pipeline, folder, ("unet", "scheduler"))
-
-    def load_weights(self, folder):
-        super().load_weights(Path(folder, "unet") if self.pipeline else folder)
-
-
-def _safe_for_norms(sample):
-    """torch 2.13 crashes in the backward pass of a group norm over channels-last values that need no gradient themselves."""
-    return sample.contiguous() if torch.is_grad_enabled() and not sample.requires_grad else sample
-
-
-def check_config(config, expected: dict) -> None:
-    """Raise InputError unless the U-Net's config has the expected values; the layouts that are known have no others."""
-    for name, value in expected.items():
-        if config.get(name, value) != value:
-            raise InputError(f"The U-Net's config has {name}={config[name]}, expected {value}; this layout has no other.")
-
-
-def check_divisible(size, what: str, side: int) -> None:
-    """Raise InputError unless (height, width) are multiples of `side`."""
-    if side < 1 or size[0] % side or size[1] % side:
-        raise InputError(f"The image size {size[0]}x{size[1]} is not divisible by {what} {side}; choose a multiple of it.")

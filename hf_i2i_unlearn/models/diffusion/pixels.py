@@ -7,7 +7,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ...errors import InputError
 from ..base import FOR_TRAINING, seeded
-from .modeling import I2IUNet, check_config
+from .layout import check_config
+from .modeling import I2IUNet
 from .schedules import between, gamma_at
 
 CHANNELS = (
@@ -48,6 +49,10 @@ class I2IPaletteUNet(I2IUNet):
         super().__init__(
             model, scheduler or DDPMScheduler(num_train_timesteps=2000, beta_start=1e-6, beta_end=0.01), *args, **options
         )
+
+    @staticmethod
+    def reads(config):
+        return config.get("_class_name") == "UNet2DModel" and not _is_plain(config)
 
     @staticmethod
     def check_unet(model):
@@ -99,6 +104,10 @@ class I2IPlainUNet(I2IUNet):
     """
 
     @staticmethod
+    def reads(config):
+        return config.get("_class_name") == "UNet2DModel" and _is_plain(config)
+
+    @staticmethod
     def check_unet(model):
         _check_pixel_unet(model, inputs_per_output=1)
 
@@ -115,6 +124,10 @@ class I2IPlainUNet(I2IUNet):
         """The noised picture, (B, C, H, W)."""
         self.check_pixels(pixel_values)
         return self._noisy(draw, clean).to(self.model.dtype)
+
+
+def _is_plain(config):
+    return config.get("in_channels", 3) == config.get("out_channels", 3)
 
 
 def _check_pixel_unet(model, inputs_per_output):

@@ -1,4 +1,6 @@
-"""The noise schedules of diffusers' schedulers: gamma, the share of signal, and samplers on the schedule of another."""
+"""The noise schedules of diffusers' schedulers: gamma, the share of signal; samplers on the schedule of another; their loop."""
+
+import inspect
 
 import torch
 
@@ -46,3 +48,37 @@ def prediction_type(scheduler) -> str:
     if kind not in PREDICTIONS:
         raise InputError(f"The scheduler's prediction type is '{kind}', expected one of {', '.join(PREDICTIONS)}.")
     return kind
+
+
+def check_sampler(sampler, scheduler, any_schedule: bool) -> None:
+    """Raise InputError unless a network that was trained with `scheduler` can be sampled from with `sampler`.
+
+    Args:
+        any_schedule: the network is told gamma and not a step's number, so the sampler may have another schedule.
+    """
+    if prediction_type(sampler) != prediction_type(scheduler):
+        raise InputError(
+            f"The sampler takes predictions of type '{prediction_type(sampler)}', but the network was trained for "
+            f"'{prediction_type(scheduler)}'; make it with from_config(scheduler.config)."
+        )
+    if not any_schedule and not same_schedule(sampler, scheduler):
+        raise InputError(
+            "The sampler has another noise schedule than the network was trained on, which is told step numbers; make it "
+            "with from_config(scheduler.config)."
+        )
+
+
+def denoise(sampler, steps: int, noise: torch.Tensor, show, predict, generators=None) -> torch.Tensor:
+    """The loop of a sampler: `noise` (B, C, h, w) at its first step -> what is restored.
+
+    Args:
+        show: (sample, time t) -> network input. predict: (network input, t) -> the network's prediction, (B, C, h, w).
+        generators: one a picture, for samplers that draw noise on the way.
+    """
+    sampler.set_timesteps(steps)
+    options = {"generator": generators} if "generator" in inspect.signature(sampler.step).parameters else {}
+    sample = noise * float(sampler.init_noise_sigma)
+    for t in sampler.timesteps:
+        predicted = predict(show(sampler.scale_model_input(sample, t), t), t)  # Euler and Heun scale their sample
+        sample = sampler.step(predicted, t, sample, **options).prev_sample
+    return sample

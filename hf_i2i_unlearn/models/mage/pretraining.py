@@ -8,12 +8,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import nn
 
 from ...errors import InputError
 from ..adversarial import Discriminator, check_weight
 from ..base import FOR_TRAINING, seeded
+from ..positions import sincos_positions
 from .hf.decoding_mage import fill_hole
 from .hf.layers_mage import MageAttention
 from .hf.modeling_mage import MageModel
@@ -150,7 +150,7 @@ def informed_start(model: MageModel, share: float = 0.5) -> None:
         (model.token_emb.position_embeddings.weight, config.initializer_range),
         (model.decoder_pos_embed_learned[0], 0.5),
     ):
-        waves = get_2d_sincos_pos_embed(table.shape[1], side, base_size=side).to(table)  # (N, D)
+        waves = sincos_positions(side, table.shape[1])[0, 1:].to(table)  # (N, D)
         table[1 : 1 + len(waves)] = size * waves / waves.std()  # row 0 is the class token's
 
 
