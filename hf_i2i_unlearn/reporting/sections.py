@@ -4,29 +4,14 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from ..markdown import cell, table, tables
 from .run_folder import AUDIT
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    """A Markdown table. Cells are taken as they are: Markdown, without line breaks."""
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-def cell(text) -> str:
-    """Text as it may stand in a cell."""
-    return str(text).replace("|", "\\|")
 
 
 def evaluation_section(content: dict) -> tuple[str, list[EvalResult]]:
     """Text and metadata of a section of evaluation.json, see `RunFolder.write_evaluation`."""
-    parts, title = [content["text"]] if content["text"] else [], None
-    for one in content["tables"]:
-        if one.get("title") != title:
-            title = one.get("title")
-            parts += [f"### {title}"] if title else []
-        parts += [one["caption"]] if one.get("caption") else []
-        parts.append(table(one["head"], one["rows"]))
+    parts = [content["text"]] if content["text"] else []
+    parts += [tables(content["tables"])] if content["tables"] else []
     parts += [f"```bash\n{content['command']}\n```"] if content["command"] else []
     return "\n\n".join(parts), [EvalResult(**result) for result in content["results"]]
 
