@@ -60,9 +60,9 @@ def assert_equal(ones, twos, family):
 
 
 def assert_close(ones, twos):
-    """Representations within 1e-5, and completions, where denoising steps multiply a difference."""
+    """Representations within 1e-5 of their largest value, and completions, where denoising steps multiply a difference."""
     for one, two, tolerance in zip(ones, twos, (1e-5, 1e-4)):
-        torch.testing.assert_close(one, two, atol=tolerance, rtol=1e-5)
+        torch.testing.assert_close(one, two, atol=tolerance * two.abs().max().item(), rtol=0)
 
 
 def trainer_of(family, folder, model, processor, **options):
@@ -154,7 +154,7 @@ def test_targets_outside_the_encoder_are_refused(family, targets, message):
 
 def test_a_decoder_weight_that_could_train_is_refused(monkeypatch):
     """What no name could tell: the pattern hits a decoder layer."""
-    from hf_i2i_unlearn.models import patches as lora
+    from hf_i2i_unlearn.models import lora
 
     monkeypatch.setattr(lora, "anchored", lambda names, model: r".*\.mlp\.fc1")
     with pytest.raises(

@@ -9,7 +9,8 @@ from transformers.utils import cached_file
 
 from .. import demo
 from ..errors import InputError
-from .base import HUB, I2IModel
+from .base import HUB, PATCHES_FILE, I2IModel
+from .patches import load_patches
 
 # Originals that come with the package, by the names that `--model` knows them by.
 DEMOS = {"mnist-demo": demo.MAE, "mnist-demo-unet": demo.UNET, "mnist-demo-mage": demo.MAGE}
@@ -24,8 +25,6 @@ FAMILIES = {
 }
 
 PIPELINE = "UNet2DModel"  # the kind that reads whole pipelines of diffusers
-
-PATCHES_FILE = "patches.json"  # beside a patch that was trained on top of others: their Hub ids or folders, lowest first
 
 
 def load_model(path: str, patches: list[str] = (), family: type[I2IModel] | None = None, **options) -> I2IModel:
@@ -55,8 +54,6 @@ def load_model(path: str, patches: list[str] = (), family: type[I2IModel] | None
         family = _family_of(path, options.get("subfolder"), **hub)
     model = family.from_pretrained(path, **options)
     if patches:
-        from .patches import load_patches  # which reads PATCHES_FILE of this module
-
         load_patches(model, patches)
     return model
 

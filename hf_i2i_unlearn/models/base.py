@@ -11,6 +11,8 @@ from ..errors import InputError
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of `from_pretrained` on where files are fetched
 
+PATCHES_FILE = "patches.json"  # beside a patch that was trained on top of others: their Hub ids or folders, lowest first
+
 
 class I2IModel(nn.Module, abc.ABC):
     """h = D o E (eq. 1) around a library's own model, which stays loadable by its own library.
@@ -27,6 +29,7 @@ class I2IModel(nn.Module, abc.ABC):
     run_options: dict[str, str] = {}  # {option of a recipe, as run.yaml holds it: argument of `from_pretrained`}
     training_only = None  # a module that training needs beside the model; checkpoints have it, results do not
     patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
+    adapted_layers: tuple[type[nn.Module], ...] = (nn.Linear,)  # kinds of layers that a patch is put on, if none are named
     noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
     draws_beside_t = False  # whether `draw` draws more than T, so that an encoder pass over the same picture differs each time
     noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space

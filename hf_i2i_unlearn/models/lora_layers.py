@@ -2,7 +2,6 @@
 
 import re
 
-from diffusers import ModelMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -12,9 +11,9 @@ from .base import I2IModel
 
 def encoder_layers(i2i: I2IModel, targets: list[str] | None = None) -> list[str]:
     """Full names, within the inner model, of the layers of E that get an adapter; see `add_patch`."""
-    kinds = (nn.Linear, nn.Conv2d) if targets or isinstance(i2i.model, ModelMixin) else (nn.Linear,)
+    kinds = (nn.Linear, nn.Conv2d) if targets else i2i.adapted_layers
     inside = {id(part) for module in i2i.encoder_modules() for part in module.modules()}
-    layers = {name: id(layer) in inside for name, layer in _layers(i2i.model, kinds).items()}
+    layers = {name: id(layer) in inside for name, layer in layers_below_adapters(i2i.model, kinds).items()}
     encoder = [name for name, is_inside in layers.items() if is_inside]
     if not targets:
         return encoder
@@ -40,8 +39,8 @@ def anchored(names: list[str], model: nn.Module) -> str:
     return "|".join(patterns)
 
 
-def _layers(model: nn.Module, kinds) -> dict[str, nn.Module]:
-    """Layers by name; where there is an adapter, the layer below it."""
+def layers_below_adapters(model: nn.Module, kinds) -> dict[str, nn.Module]:
+    """Layers of these kinds by name; where there is an adapter, the layer below it."""
     found, adapted = {}, None
     for name, module in model.named_modules():
         if adapted and name.startswith(adapted):

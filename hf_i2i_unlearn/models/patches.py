@@ -1,82 +1,14 @@
-"""Unlearning patches: LoRA adapters on the encoder alone, by `peft`. The original is the same model with its adapters off."""
+"""Unlearning patches: LoRA adapters on the encoder alone. The original is the same model with its adapters off."""
 
 import contextlib
 import functools
 import inspect
-import json
-import warnings
-from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from peft.tuners.lora import Linear as PeftLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import InputError
-from .auto import PATCHES_FILE
 from .base import I2IModel
-from .fused_lora import FusedLinear
-from .lora_layers import anchored, encoder_layers
-
-NAME = "default"  # of the adapter that is trained; those below it are numbered
-
-
-class Patch:
-    """The adapter of an `I2IModel` that is trained, saved and loaded in the place of its weights (`I2IModel.patch`).
-
-    Args:
-        i2i: the model. config, name: of its first adapter.
-
-    Attributes:
-        peft: peft's model around the inner one, whose layers it has replaced. below: Hub ids or folders of the patches under the
-            adapter that is trained.
-    """
-
-    def __init__(self, i2i: I2IModel, config: PeftConfig, name: str):
-        self.thawed = [p for p in i2i.parameters() if p.requires_grad]  # to be trainable again when all is merged
-        with warnings.catch_warnings():  # peft asks for a property that transformers has renamed
-            warnings.simplefilter("ignore", FutureWarning)
-            self.peft = PeftModel(i2i.model, config, name)
-        self.below: list[str] = []
-
-    def save_pretrained(self, folder) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which plain peft loads onto the original."""
-        if NAME not in self.peft.peft_config:
-            raise InputError(f"Nothing was trained on the model since its patches were loaded: {', '.join(self.below)}.")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(self.peft, adapter_name=NAME, save_embedding_layers=False)
-        save_file({k: v.contiguous() for k, v in weights.items()}, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config, inner = self.peft.peft_config[NAME], type(self.peft.base_model.model)
-        config.inference_mode = True
-        config.save_pretrained(
-            str(folder), auto_mapping_dict={"base_model_class": inner.__name__, "parent_library": inner.__module__}
-        )
-        if self.below:
-            (folder / PATCHES_FILE).write_text(json.dumps(self.below, indent=1))
-
-    def load_weights(self, folder) -> None:
-        """Copy the adapter that `save_pretrained` wrote to `folder` into this one, strictly."""
-        self.set_weights(load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME), NAME, folder)
-
-    def set_weights(self, weights: dict[str, torch.Tensor], name: str, source) -> None:
-        """Copy weights into an adapter. Raises InputError if they are not those of all its layers and of no others."""
-        if weights.keys() != get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False).keys():
-            raise InputError(
-                f"The adapter in '{source}' is of other layers than this one; use the same model and --lora_targets."
-            )
-        set_peft_model_state_dict(self.peft, weights, adapter_name=name)
 
 
 class AdaptersOff(nn.Module):
@@ -92,7 +24,7 @@ class AdaptersOff(nn.Module):
     @contextlib.contextmanager
     def _off(self):
         modes = [(module, module.training) for module in self.patched.modules()]
-        layers = [module for module, _ in modes if isinstance(module, BaseTunerLayer)]
+        layers = self.patched.patch.layers()
         self.patched.eval()
         for layer in layers:
             layer.enable_adapters(False)
@@ -134,8 +66,7 @@ def original_of(i2i: I2IModel):
 
     What lies below a new adapter belongs to the original: what earlier patches made the model forget stays forgotten.
     """
-    fresh = not any(p.any() for name, p in i2i.named_parameters() if f".lora_B.{NAME}." in name)
-    return AdaptersOff(i2i) if i2i.patch and fresh and not i2i.patch.below else i2i.frozen_copy()
+    return AdaptersOff(i2i) if i2i.patch and i2i.patch.is_fresh and not i2i.patch.below else i2i.frozen_copy()
 
 
 def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, targets: list[str] | None = None) -> str:
@@ -143,13 +74,14 @@ def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, target
 
     Args:
         base: the original's Hub id or folder, written into the patch. rank, alpha: of LoRA; alpha / rank scales the adapter.
-        targets: names of layers, or ends of names; all linear layers of the encoder (and convolutions of U-Nets) if None.
+        targets: names of layers, or ends of names; all layers of the encoder of the family's `adapted_layers` if None.
 
     Returns:
         One line on what was adapted.
 
     Raises:
-        InputError: a rank or alpha that is not positive, a target that is no layer of the encoder, or a decoder that would change.
+        InputError: a rank or alpha that is not positive, a target that is no layer of the encoder, a decoder that would
+            change, or a model that has such an adapter.
     """
     if rank < 1 or not alpha > 0:
         raise InputError(f"LoRA takes a rank of 1 or more and an alpha above 0, got rank {rank} and alpha {alpha}.")
@@ -157,14 +89,11 @@ def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, target
         raise InputError(
             "A patch leaves the decoder as it was; leave out the option that trains weights which the decoder reads."
         )
-    if i2i.patch and NAME in i2i.patch.peft.peft_config:
-        raise InputError("The model has a patch of its own; save it, and load it below a new one (load_patches).")
+    from .lora import put_new_adapter
+    from .lora_layers import encoder_layers
+
     names = encoder_layers(i2i, targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=anchored(names, i2i.model), base_model_name_or_path=str(base))
-    _install(i2i, config, NAME)
-    tuner = i2i.patch.peft.base_model
-    tuner.set_adapter([*tuner.peft_config], inference_mode=True)
-    tuner.set_requires_grad(NAME)
+    put_new_adapter(i2i, str(base), rank, alpha, names)
     own = {id(p) for module in i2i.encoder_modules() for p in module.parameters()}
     trained = {name: p for name, p in i2i.named_parameters() if p.requires_grad}
     outside = [name for name, p in trained.items() if id(p) not in own]
@@ -174,8 +103,8 @@ def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, target
         )
     count, total = sum(p.numel() for p in trained.values()), sum(p.numel() for p in i2i.parameters())
     return (
-        f"LoRA of rank {rank} on {len(names)} layers of the encoder ({', '.join(names[:2])}, ...): {count:,} weights are trained, "
-        f"{count / (total - count):.1%} of the model's {total - count:,}."
+        f"LoRA of rank {rank} on {len(names)} layers of the encoder ({', '.join(names[:2])}, ...): {count:,} weights are "
+        f"trained, {count / (total - count):.1%} of the model's {total - count:,}."
     )
 
 
@@ -185,28 +114,10 @@ def load_patches(i2i: I2IModel, paths: list[str]) -> None:
     Raises:
         InputError: no patch there, or one of another model.
     """
-    for path in map(str, paths):
-        below = i2i.patch.below if i2i.patch else []
-        name = f"patch{len(below)}"
-        try:
-            config, weights = PeftConfig.from_pretrained(path), load_peft_weights(path, device="cpu")
-            _install(i2i, config, name)
-            i2i.patch.set_weights(weights, name, path)
-        except (ValueError, OSError, RuntimeError, HfHubHTTPError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"Cannot put the patch '{path}' on the model: {reason}") from error
-        i2i.patch.below = [*below, path]
-        i2i.patch.peft.base_model.set_adapter([*i2i.patch.peft.peft_config], inference_mode=True)
+    from .lora import put_trained_adapter
 
-
-def _install(i2i: I2IModel, config: PeftConfig, name: str) -> None:
-    if i2i.patch is None:
-        i2i.patch = Patch(i2i, config, name)
-    else:
-        i2i.patch.peft.add_adapter(name, config)
-    for layer in i2i.model.modules():
-        if type(layer) is PeftLinear:
-            layer.__class__ = FusedLinear  # the same weights, names and format; another way to compute
+    for path in paths:
+        put_trained_adapter(i2i, str(path))
 
 
 def merge(i2i: I2IModel) -> None:

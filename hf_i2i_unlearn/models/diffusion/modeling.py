@@ -79,6 +79,7 @@ class I2IUNet(UNetFiles, I2IModel):
     run_options = {"denoising_steps": "steps"} | {
         name: name for name in ("subfolder", "image_size", "patch_size", "combine", "train_time_embedding")
     }
+    adapted_layers = (nn.Linear, nn.Conv2d)
     noise_target_is_shared = False  # E0(T(x), n, eta) depends on the visible part of each picture
     draws_beside_t = True  # time and noise
     kind = UNet2DModel  # of the inner model
