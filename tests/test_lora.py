@@ -21,7 +21,7 @@ from torch import nn
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask, UnlearningConfig, add_patch, load_model, load_patches, merge
 from hf_i2i_unlearn.commands.options import RunArguments
-from hf_i2i_unlearn.commands.unlearn import prepare_run
+from hf_i2i_unlearn.commands.run import prepare_run
 from hf_i2i_unlearn.models.auto import DEMOS, split_patch
 from hf_i2i_unlearn.models.lora_layers import anchored, encoder_layers
 from hf_i2i_unlearn.models.patches import AdaptersOff, original_of
@@ -346,7 +346,7 @@ def test_a_patch_of_a_demo_names_its_original(tmp_path, name):
     model.patch.save_pretrained(tmp_path)
     assert type(load_model(str(tmp_path))) is type(model) and split_patch(str(tmp_path)) == (name, [str(tmp_path)])
     args, training = RunArguments(model=str(tmp_path)), UnlearningConfig(str(tmp_path / "new"), use_cpu=True)
-    prepare_run(training, args)
+    prepare_run(args, training)
     assert (args.model, args.patches) == (name, [str(tmp_path)])
 
 

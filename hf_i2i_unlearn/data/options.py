@@ -74,3 +74,8 @@ class SplitArguments(SourceArguments):
             "people concerned, so otherwise there is a count, and of files and rows a hash, by which they can be checked."
         },
     )
+
+    @property
+    def private(self) -> tuple[str, ...]:
+        """Options that may name the people concerned, and that neither card nor run.yaml shows unless `card_names` is set."""
+        return () if self.card_names else ("forget_values", "forget_rows")

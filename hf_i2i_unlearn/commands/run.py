@@ -1,0 +1,254 @@
+"""One unlearning run from options to a documented checkpoint: what all families share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from ..data.augmentation import AUGMENTATIONS
+from ..data.pairs import ForgetRetainPairs
+from ..data.reading import ImageReader, pixel_batches
+from ..data.splits import Splits, build_splits, make_pairs
+from ..data.streams import ForgetRetainStream
+from ..errors import InputError
+from ..evaluation.completions import completions
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.tables import markdown_table
+from ..methods.corruptions import Corruption
+from ..methods.distances import Distance
+from ..methods.method import Method
+from ..methods.noise import Noise
+from ..models.auto import DEMOS, split_patch
+from ..models.base import I2IModel
+from ..models.patches import add_patch, load_patches, merge, original_of
+from ..reporting.hub import check_access
+from ..reporting.model_card import inherited_license, write_card
+from ..reporting.plots import completion_grid
+from ..reporting.run_folder import RunFolder, refuse_full_folder
+from ..training.config import UnlearningConfig, check_options
+from ..training.trainer import UnlearningTrainer
+from .cli import command_line
+from .options import RunArguments
+from .words import find_distance, find_method, make_noise, parse_corruption
+
+
+def prepare_run(args: RunArguments, training: UnlearningConfig) -> str:
+    """Before any model is loaded: refuse what cannot work, seed everything, leave one progress bar.
+
+    Where `args.model` is a patch, its original takes its place, and it and those below it go to the front of `args.patches`.
+
+    Returns:
+        Folder or Hub id of the original.
+
+    Raises:
+        InputError: a full output folder, a patch without an original, or no permission to push.
+    """
+    state = PartialState()
+    with state.main_process_first():
+        refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
+    disable_progress_bar()
+    original, patches = split_patch(args.model)
+    if patches:
+        args.model, args.patches = original, [*patches, *(args.patches or [])]
+    if training.push_to_hub and state.is_main_process:
+        training.hub_model_id = check_access(
+            training.hub_model_id or Path(training.output_dir).resolve().name, training.hub_private_repo,
+            training.hub_revision, training.hub_token,
+        )  # fmt: skip
+    set_seed(training.seed)
+    return DEMOS.get(args.model, args.model)
+
+
+@dataclass
+class Run:
+    """What a run is made of; made once, by `prepare`, and passed on.
+
+    Attributes:
+        args, training: the options. path: folder or Hub id of the original; base_model: its name in cards.
+        model: the target model, with the patch that is to be trained, if there is one. original: the original model.
+        patch: a line on that patch. reader: reads the pictures, with the augmentation of training.
+        method, distance: of the loss. corruption, eval_corruption: T in training and in evaluation. noise: n.
+        splits: the four sets. pairs: the training pairs. rows: {"retain", "forget"}: the evaluation pictures, undecoded.
+    """
+
+    args: RunArguments
+    training: UnlearningConfig
+    path: str
+    base_model: str
+    model: I2IModel
+    original: I2IModel
+    patch: str | None
+    processor: object
+    reader: ImageReader
+    method: Method
+    distance: Distance
+    corruption: Corruption
+    eval_corruption: Corruption
+    noise: Noise
+    splits: Splits
+    pairs: ForgetRetainPairs | ForgetRetainStream
+    rows: dict[str, list]
+
+    @classmethod
+    def prepare(cls, args: RunArguments, training: UnlearningConfig, model: I2IModel, processor, path: str) -> "Run":
+        """Turn the words of the options into objects; patches are put on `model`.
+
+        Args:
+            model: the original model; it is trained in place. processor: its image processor. path: where both came from.
+
+        Raises:
+            InputError: options that cannot work.
+        """
+        method, distance = find_method(args.method, args.variant), find_distance(args.distance)
+        check_options(training, method, distance)
+        base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
+        patch = _put_patches(model, args, base_model)
+        original = original_of(model)
+        corruption = parse_corruption(args.corruption, several=True)
+        splits = build_splits(args)
+        reader = ImageReader(processor, model.channels, AUGMENTATIONS[args.augment], args.on_corrupt)
+        noise = make_noise(
+            args.noise,
+            lambda: pixel_batches(splits.forget, reader.plain),
+            *reader.black_and_white(),
+            args.noise_rank,
+            training.seed,
+        )
+        return cls(
+            args=args,
+            training=training,
+            path=path,
+            base_model=base_model,
+            model=model,
+            original=original,
+            patch=patch,
+            processor=processor,
+            reader=reader,
+            method=method,
+            distance=distance,
+            corruption=corruption,
+            eval_corruption=parse_corruption(args.eval_corruption) if args.eval_corruption else corruption.at(0),
+            noise=noise,
+            splits=splits,
+            pairs=make_pairs(args, splits, training.seed),
+            rows={"retain": splits.eval_retain, "forget": splits.eval_forget},
+        )
+
+    def trainer(self) -> UnlearningTrainer:
+        """The trainer of this run. During training it looks at up to 100 of the evaluation pictures of each set."""
+        trainer = UnlearningTrainer(
+            self.model,
+            self.training,
+            self.pairs,
+            self.processor,
+            self.corruption,
+            eval_dataset={name: rows[:: len(rows) // 100 + 1] for name, rows in self.rows.items()},
+            eval_corruption=self.eval_corruption,
+            noise=self.noise,
+            original=self.original,
+            reader=self.reader,
+            method=self.method,
+            distance=self.distance,
+        )
+        if self.args.merge and trainer.is_fsdp_enabled:
+            raise InputError("--merge does not go with FSDP; leave it out, and merge the patch afterwards.")
+        return trainer
+
+
+def unlearn(run: Run, recipe: str) -> dict:
+    """Unlearn, evaluate, and write checkpoint or patch, processor, card, picture, figures and options to `training.output_dir`.
+
+    With `training.push_to_hub` the finished folder is then pushed.
+
+    Args:
+        recipe: the recipe's path in the repository, for the command in the card.
+
+    Returns:
+        What `Evaluator` returned.
+
+    Raises:
+        InputError: what cannot work, before training starts. PushError: the push failed; the folder is whole.
+    """
+    trainer = run.trainer()
+    is_main = trainer.is_world_process_zero()
+    if run.patch and is_main:
+        print(run.patch)
+    trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
+    run.model, run.original = trainer.whole_model(), trainer.original or run.original  # under FSDP they are others
+    result, bound = _measure(run, trainer), trainer.bound_report()
+    if run.args.pictures and is_main:
+        _draw(run)
+    if run.args.merge:
+        merge(run.model)
+    trainer.save_model()
+    if is_main:
+        _document(run, trainer, result, bound, command_line(recipe, run.args.private))
+        _report(run, result, bound)
+        if run.training.push_to_hub:
+            print(f"Pushed: {trainer.push_to_hub()}")
+    return result
+
+
+def _put_patches(model: I2IModel, args: RunArguments, base_model: str) -> str | None:
+    """Put the patches below on the model, and the one to be trained; a line on the latter."""
+    if args.patches:
+        load_patches(model, args.patches)
+        if not args.lora:  # a full run goes on from the patched weights
+            merge(model)
+    return add_patch(model, base_model, args.lora_rank, args.lora_alpha, args.lora_targets) if args.lora else None
+
+
+def _measure(run: Run, trainer) -> dict:
+    """The figures of the unlearned model on all evaluation pictures."""
+    size, seed = run.training.per_device_eval_batch_size, run.training.seed
+    return Evaluator(run.original, run.rows, run.reader.plain, run.eval_corruption, size, seed, trainer.accelerator)(run.model)
+
+
+def _draw(run: Run) -> None:
+    """The grid of pictures before and after, `args.pictures` of each set."""
+    models, count = {"before": run.original, "after": run.model}, run.args.pictures
+    shown = {name: rows[:: max(1, len(rows) // count)][:count] for name, rows in run.rows.items()}
+    grid = {name: completions(models, run.reader.plain, run.eval_corruption, rows) for name, rows in shown.items()}
+    completion_grid(grid, RunFolder(run.training.output_dir).picture)
+
+
+def _document(run: Run, trainer, result: dict, bound: dict | None, command: str) -> None:
+    """Options, figures and card."""
+    folder = RunFolder(run.training.output_dir)
+    folder.write_options(run.args, run.training, leave_out=run.args.private)
+    folder.write_figures(result, bound)
+    write_card(
+        folder.path,
+        model=run.model,
+        base_model=run.base_model,
+        license=inherited_license(run.path),
+        result=result,
+        description=run.splits.description,
+        args=run.training,
+        method=run.method,
+        variant=run.args.variant,
+        distance=run.args.distance,
+        corruption=run.corruption,
+        eval_corruption=run.eval_corruption,
+        noise=run.noise,
+        bound=bound,
+        patch=run.patch,
+        below=run.args.patches,
+        steps=trainer.state.global_step,
+        skipped=trainer.skipped,
+        command=command,
+        picture=folder.picture.name if run.args.pictures else None,
+    )
+
+
+def _report(run: Run, result: dict, bound: dict | None) -> None:
+    """What is said on the screen at the end."""
+    if bound:
+        word = "holds" if bound["holds"] else "is BROKEN"
+        found = f"distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}"
+        print(f"\nThe retain bound {word}: {found}.")
+    what = "patch" if run.model.patch else "checkpoint"
+    picture = " and before_after.png" if run.args.pictures else ""
+    print(f"\n{markdown_table(result)}\n\nIn {run.training.output_dir}: the {what}, its card (README.md){picture}.")
