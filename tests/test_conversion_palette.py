@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import subprocess
@@ -23,7 +22,6 @@ from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.commands.convert import main
 from hf_i2i_unlearn.models.diffusion.conversion import (
     BUFFERS,
-    load_tensors,
     palette_scheduler,
     palette_to_unet,
     unet_to_palette,
@@ -236,27 +234,6 @@ def test_refuses_to_write_other_unets_as_palette():
         InputError, match="not a U-Net in the Palette layout: 'down_blocks.0.downsamplers.0.norm1.weight' is mis"
     ):
         unet_to_palette(plain)
-
-
-def test_files_are_read_as_tensors_only(tmp_path):
-    tensors = {"a": torch.ones(2), "b": torch.zeros(1, 3)}
-    torch.save(tensors, tmp_path / "bare.pth")
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "nested.pth")
-    safetensors.torch.save_file(tensors, tmp_path / "file.safetensors")
-    for name in ("bare.pth", "nested.pth", "file.safetensors"):
-        loaded = load_tensors(tmp_path / name)
-        assert set(loaded) == {"a", "b"} and torch.equal(loaded["a"], tensors["a"]), name
-    torch.save({"model": tensors, "args": argparse.Namespace(lr=1)}, tmp_path / "objects.pth")
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    (tmp_path / "text.safetensors").write_text("not a checkpoint")
-    for name in ("objects.pth", "text.pth", "text.safetensors"):
-        with pytest.raises(InputError, match=f"{name}' is not a file of tensors alone"):
-            load_tensors(tmp_path / name)
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="holds no state dict"):
-        load_tensors(tmp_path / "list.pth")
-    with pytest.raises(InputError, match="There is no file"):
-        load_tensors(tmp_path / "none.pth")
 
 
 def test_command_line(tmp_path):

@@ -239,7 +239,7 @@ class Dangerous:
 
 def test_bad_files_and_words_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1), "x": Dangerous()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="more than tensors"):
+    with pytest.raises(InputError, match="cannot be read as a file of tensors|does not hold"):
         load_places365(str(tmp_path / "evil.pth"))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="does not hold the ResNet-50"):

@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[1]
 def decodes(monkeypatch):
     """Paths of the pictures that were decoded."""
     seen, decode = [], Decoder.__call__
-    monkeypatch.setattr(
-        Decoder, "__call__", lambda self, image: seen.append(image["path"]) or decode(self, image)
-    )
+    monkeypatch.setattr(Decoder, "__call__", lambda self, image: seen.append(image["path"]) or decode(self, image))
     return seen
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.commands.convert_mage import main
-from hf_i2i_unlearn.models.mage.conversion import from_original, infer_config, read_checkpoint, to_original
+from hf_i2i_unlearn.models.mage.conversion import from_original, infer_config, to_original
 from hf_i2i_unlearn.models.mage.hf import completion_mage
 from hf_i2i_unlearn.models.mage.hf.configuration_mage import MageConfig
 from hf_i2i_unlearn.models.mage.hf.decoding_mage import (
@@ -25,6 +25,7 @@ from hf_i2i_unlearn.models.mage.hf.decoding_mage import (
     truncated_normal,
 )
 from hf_i2i_unlearn.models.mage.hf.modeling_mage import MageModel
+from hf_i2i_unlearn.tensor_files import read_tensors
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 CLASS_ID, MASK_ID = 12 + 76, 12 + 1000
@@ -661,7 +662,7 @@ def test_round_trip_of_identical_tensors(original, layout, tmp_path):
     model = MageModel.from_pretrained(tmp_path / "ours")
     assert model.config.to_diff_dict().get("tokenizer_res_blocks", 2) == 2 and model.config.grid == (4, 4)
     assert main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--back"]) == 0
-    back = read_checkpoint(tmp_path / "back.pth")
+    back = read_tensors(tmp_path / "back.pth")
     assert back.keys() == original.keys()
     for name, tensor in original.items():
         assert torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype, name
@@ -734,21 +735,6 @@ def test_conversion_wants_one_tokenizer_and_known_heads(original, tmp_path, caps
     assert main([str(file), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "file.pth"), "--back"]) == 2
-
-
-def test_conversion_reads_tensors_only(tmp_path):
-    torch.save({"model": {"a": Path("x")}}, tmp_path / "pickle.pth")
-    with pytest.raises(InputError, match="cannot be read as a file of tensors only"):
-        read_checkpoint(tmp_path / "pickle.pth")
-    torch.save({"model": {"a": 1}}, tmp_path / "number.pth")
-    with pytest.raises(InputError, match="holds a int under 'a'"):
-        read_checkpoint(tmp_path / "number.pth")
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("hello")
-        with pytest.raises(InputError, match="cannot be read"):
-            read_checkpoint(tmp_path / name)
-    with pytest.raises(InputError, match="is not a file"):
-        read_checkpoint(tmp_path / "nothing.pth")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from diffusers.schedulers import scheduling_ddpm
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from test_conversion_palette import original, randomised, weights
+from test_conversion_palette import randomised, weights
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.models.diffusion import folders

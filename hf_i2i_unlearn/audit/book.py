@@ -2,7 +2,7 @@
 
 import json
 import time
-from datetime import datetime, timezone, UTC
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 

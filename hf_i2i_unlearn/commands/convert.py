@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from ..models.diffusion.conversion import load_tensors, palette_scheduler, palette_to_unet
+from ..models.diffusion.conversion import palette_scheduler, palette_to_unet
+from ..tensor_files import read_tensors
 
 
 def _palette_options(parser):
@@ -20,7 +21,26 @@ def _palette(tensors, folder, **options):
         palette_scheduler(tensors["gammas"]).save_pretrained(Path(folder, "scheduler"))
 
 
+def _mae_options(parser):
+    parser.add_argument("--heads", type=int, help="Attention heads of the encoder, where its width does not tell them.")
+    parser.add_argument("--decoder_heads", type=int, help="Attention heads of the decoder.")
+    parser.add_argument("--norm_pix_loss", action="store_true", help="The model was trained to predict normalised patches.")
+
+
+def _mae(tensors, folder, **options):
+    from ..models.mae.conversion import image_processor, mae_to_vit
+
+    model = mae_to_vit(tensors, **options)
+    model.save_pretrained(folder)
+    image_processor(model).save_pretrained(folder)
+
+
 COMMANDS = {  # word: (options, conversion of tensors to a folder, help)
+    "mae": (
+        _mae_options,
+        _mae,
+        "the MAE authors' model with its decoder (mae_visualize_vit_base.pth) -> transformers.ViTMAEForPreTraining",
+    ),
     "palette": (_palette_options, _palette, "Palette's inpainting U-Net (16_Network.pth) -> diffusers.UNet2DModel"),
 }
 
@@ -38,5 +58,5 @@ def main(argv=None):
     command, file, folder = (options.pop(name) for name in ("command", "file", "folder"))
     if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         raise InputError(f"'{folder}' exists and is no empty folder; choose another one to write to.")
-    COMMANDS[command][1](load_tensors(file), folder, **options)
+    COMMANDS[command][1](read_tensors(file), folder, **options)
     print(f"Wrote {folder}.")

@@ -3,8 +3,6 @@
 A network is one word in the recipes, see `FEATURES_HELP`.
 """
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from transformers import (
@@ -18,6 +16,7 @@ from transformers import (
 
 from ..data.reading import load_processor
 from ..errors import InputError
+from ..tensor_files import read_tensors
 from .features import FeatureNetwork
 from .inception import InceptionV3
 
@@ -140,7 +139,7 @@ def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork
         except OSError as error:
             raise InputError(f"Cannot download {INCEPTION_URL} ({error}); get it by hand and give inception:FILE.") from error
     else:
-        state = _tensors(file)
+        state = read_tensors(file)
     state = {k: v for k, v in state.items() if not k.startswith("AuxLogits.")}
     network = InceptionV3(1008 if fid else 1000, fid)
     _fill(network, state, file, "Inception-v3 of the original FID" if fid else "Inception-v3 of torchvision")
@@ -159,7 +158,7 @@ def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork
 
 def load_places365(file: str) -> FeatureNetwork:
     """The ResNet-50 of Places-365 (resnet50_places365.pth.tar, Zhou et al., 2017), as a `ResNetForImageClassification`."""
-    state = _tensors(file)
+    state = read_tensors(file)
     state = {_resnet_key(k.removeprefix("module.")): v for k, v in state.items()}
     model = ResNetForImageClassification(ResNetConfig(num_labels=365))  # its defaults are those of ResNet-50 v1.5
     _fill(model, state, file, "ResNet-50 of Places-365")
@@ -189,20 +188,6 @@ def _resnet_key(key: str) -> str:
     if parts[2] == "downsample":
         return ".".join([where, "shortcut", ("convolution", "normalization")[int(parts[3])], *parts[4:]])
     return ".".join([where, "layer", str(int(parts[2][-1]) - 1), kinds[parts[2][:-1]], *parts[3:]])
-
-
-def _tensors(file: str) -> dict:
-    """The tensors of a weights file, and nothing that could run code."""
-    if not Path(file).is_file():
-        raise InputError(f"There is no file '{file}' with the weights of a feature network.")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle of anything but tensors, or no such file at all
-        raise InputError(
-            f"'{file}' holds more than tensors, or is no weights file ({type(error).__name__}). Load it where you trust it and save "
-            "its state dict alone: torch.save(state_dict, FILE)."
-        ) from error
-    return state.get("state_dict", state)
 
 
 def _fill(network, state, file, what):

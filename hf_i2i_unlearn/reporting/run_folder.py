@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from ..storage import differences, kept, read_json, write_json, write_text
+from ..storage import differences, read_json, write_json, write_text
 
 OPTIONS, RECORD, FIGURES, EVALUATION, AUDIT = "run.yaml", "run.json", "figures.json", "evaluation.json", "audit.json"
 CARD, REPORT, PICTURE = "README.md", "report.html", "before_after.png"

@@ -75,7 +75,12 @@ class TargetStore:
         """
         rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         processor = reader.processor.to_dict() if hasattr(reader.processor, "to_dict") else vars(reader.processor)
-        key = content_hash(itertools.chain([self.identity, "retain", processor, reader.decoder.mode, reader.decoder.background, reader.decoder.side], map(content, rows)))
+        key = content_hash(
+            itertools.chain(
+                [self.identity, "retain", processor, reader.decoder.mode, reader.decoder.background, reader.decoder.side],
+                map(content, rows),
+            )
+        )
         targets = RetainTargets(self.folder / key, len(rows))
         remove_stale(self.folder / key)
         shards = [k for k, file in enumerate(targets.files) if not readable(file)]

@@ -6,12 +6,9 @@ Palette's U-Net is `diffusers.UNet2DModel` under other names, so every weight is
 joint qkv weights are split. Files are read as tensors only: nothing in them is executed.
 """
 
-import pickle
 import re
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
@@ -52,32 +49,6 @@ ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-
-
-def load_tensors(path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a torch file (.pth, .pt, .ckpt) with tensors only; on the CPU.
-
-    A state dict under the key 'model' or 'state_dict' is taken from there.
-
-    Raises:
-        InputError: there is no such file, or it holds other things than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'; give the path of a checkpoint.")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"'{path}' is not a file of tensors alone, so it is not loaded ({reason}).") from None
-    for key in ("model", "state_dict"):
-        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
-            tensors = tensors[key]
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise InputError(f"'{path}' holds no state dict; expected a dictionary of tensors, as torch.save(model.state_dict()).")
-    return tensors
 
 
 def palette_to_unet(

@@ -10,13 +10,13 @@ original code refuses a checkpoint without these tensors; as buffers they cost 1
 """
 
 import copy
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ...errors import InputError
+from ...tensor_files import read_tensors
 from .hf.configuration_mage import UNUSED_CLASSES, MageConfig
 from .hf.modeling_mage import MageModel
 
@@ -30,38 +30,6 @@ UNUSED = "unused."
 
 
 TOKENIZER = "vqgan."
-
-
-def read_checkpoint(file) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` / `.ckpt` / `.safetensors` file, below 'model' or 'state_dict' where there is such a key.
-
-    Raises:
-        InputError: no such file, a file that is not of tensors only, or one without a state dict.
-    """
-    if not Path(file).is_file():
-        raise InputError(f"'{file}' is not a file; give the checkpoint as it was published.")
-    try:
-        if str(file).endswith(".safetensors"):
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint fails in any way: KeyError, EOFError, UnpicklingError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"'{file}' cannot be read as a file of tensors only ({reason}); save its state dict alone, by "
-            "torch.save({'model': state_dict}, ...), with the code that made it."
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content:
-        raise InputError(
-            f"'{file}' holds a {type(content).__name__}, expected a state dict, bare or under 'model' or 'state_dict'."
-        )
-    for key, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"'{file}' holds a {type(value).__name__} under '{key}', expected tensors only.")
-    return content
 
 
 def infer_config(state: dict, heads: int | None = None, decoder_heads: int | None = None) -> MageConfig:
@@ -128,16 +96,16 @@ def from_original(file, folder, vqgan=None, heads: int | None = None, decoder_he
         heads, decoder_heads: where the width does not tell them.
 
     Raises:
-        InputError: see `read_checkpoint` and `infer_config`; also a missing, foreign or misshapen tensor.
+        InputError: see `read_tensors` and `infer_config`; also a missing, foreign or misshapen tensor.
     """
-    state = dict(read_checkpoint(file))
+    state = dict(read_tensors(file))
     inside = any(key.startswith(TOKENIZER) for key in state)
     if inside and vqgan is not None:
         raise InputError(f"'{file}' holds its tokenizer already; leave '{vqgan}' out.")
     if not inside and vqgan is None:
         raise InputError(f"'{file}' holds no tokenizer (keys '{TOKENIZER}*'); give its file (vqgan_jax_strongaug.ckpt) too.")
     if vqgan is not None:
-        state |= {TOKENIZER + key: value for key, value in read_checkpoint(vqgan).items()}
+        state |= {TOKENIZER + key: value for key, value in read_tensors(vqgan).items()}
 
     config = infer_config(state, heads, decoder_heads)
     with torch.device("meta"):
