@@ -17,7 +17,9 @@ _PUBLIC = {
     "evaluation.evaluator": ["Evaluator"],
     "evaluation.feature_loaders": ["load_features"],
     "evaluation.features": ["FeatureNetwork"],
-    "methods.corruptions": ["CenterCrop", "CenterRatio", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns"],
+    "methods.corruptions": [
+        "CenterCrop", "CenterRatio", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns",
+    ],
     "methods.distances": ["DISTANCES", "Distance"],
     "methods.method": ["METHODS", "Method"],
     "methods.noise": ["Noise", "StandardNormal"],

@@ -1,4 +1,7 @@
-"""The one decoder: from an undecoded row to a picture as a person would see it. Training, packing, evaluation and audit share it."""
+"""The one decoder: from an undecoded row to a picture as a person would see it.
+
+Training, packing, evaluation and audit share it.
+"""
 
 import io
 import struct
@@ -13,8 +16,8 @@ from ..errors import InputError
 
 # What Pillow raises for a file that is broken, no picture, or far too large.
 BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError, NotImplementedError, struct.error,
-    zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError, NotImplementedError,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 ROOM = 4  # times the wanted side: to what a huge JPEG is reduced while it is decoded; crops of 20% of its area still fit
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names for greys of 16 bits (and of 32)
@@ -47,7 +50,8 @@ class Decoder:
             self.background = ImageColor.getrgb(background)[:3]
         except (ValueError, AttributeError):
             raise InputError(
-                f"'{background}' is no colour for the background of transparent pictures; give a name such as white, or #rrggbb."
+                f"'{background}' is no colour for the background of transparent pictures; give a name such as white, or "
+                "#rrggbb."
             ) from None
         self.mode, self.side = {1: "L", 3: "RGB", None: None}[channels], side
 

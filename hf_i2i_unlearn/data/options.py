@@ -10,9 +10,9 @@ class SourceArguments:
     dataset: str = field(
         default="mnist-demo",
         metadata={
-            "help": "Pictures: a Hub id, a folder of class folders (imagefolder), a parquet file, folder or pattern, tar shards as "
-            "webdataset packs them (a pattern such as 'shards/{split}-*.tar'; see --image_column), or mnist-demo (real digits, "
-            "embedded). {split} in a pattern stands for the name of the split."
+            "help": "Pictures: a Hub id, a folder of class folders (imagefolder), a parquet file, folder or pattern, tar "
+            "shards as webdataset packs them (a pattern such as 'shards/{split}-*.tar'; see --image_column), or mnist-demo "
+            "(real digits, embedded). {split} in a pattern stands for the name of the split."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub dataset."})
@@ -57,8 +57,8 @@ class SplitArguments(SourceArguments):
     retain_per_class: int | None = field(
         default=None,
         metadata={
-            "help": "Only so many retain pictures of each class are available (App. D.1); they are over-sampled, as the retain set "
-            "is cycled. 0: none, with proxies."
+            "help": "Only so many retain pictures of each class are available (App. D.1); they are over-sampled, as the retain "
+            "set is cycled. 0: none, with proxies."
         },
     )
     proxy_classes: list[str] | None = field(

@@ -23,7 +23,8 @@ def pack(
 
     Args:
         encoding: keywords of `PIL.Image.save`, such as {"format": "PNG"}. file: the parquet file; its folder is made.
-        on_corrupt: "refuse" raises at an unreadable picture, "skip" leaves its row out. background: behind transparent pictures.
+        on_corrupt: "refuse" raises at an unreadable picture, "skip" leaves its row out.
+        background: behind transparent pictures.
 
     Returns:
         What was written. Other columns and file names stay as they were.

@@ -29,7 +29,7 @@ class Cycle:
         if len(dataset) == 0:
             raise InputError(f"The {name} set is empty; choose classes, rows or files that the dataset holds.")
         self.dataset, self.seed = dataset, seed
-        self._pass, self._order = -1, None
+        self._pass, self._order = -1, np.arange(0)  # the pass that the order is of
 
     def __len__(self):
         return len(self.dataset)

@@ -125,10 +125,11 @@ class PairCollator:
         self.reader, self.targets = reader, targets
 
     def __call__(self, pairs: list[dict | None]) -> dict:
-        if None in pairs:
+        present = [pair for pair in pairs if pair is not None]
+        if len(present) < len(pairs):
             return {}  # of a stream that is being resumed: nobody looks at it
         kept = []
-        for pair in pairs:
+        for pair in present:
             pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
             if None not in pictures:
                 kept.append((*pictures, pair["seeds"], pair.get("retain_row")))
@@ -152,9 +153,10 @@ class ImageCollator:
         self.reader = reader
 
     def __call__(self, rows: list[dict | None]) -> dict:
-        if None in rows:
+        present = [row for row in rows if row is not None]
+        if len(present) < len(rows):
             return {}
-        kept = [(p, row["seeds"]) for row in rows if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
+        kept = [(p, row["seeds"]) for row in present if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
         if not kept:
             raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
         pictures, seeds = zip(*kept)

@@ -130,8 +130,8 @@ def by_list(dataset, file: str, column: str | None = None, image_column: str = "
     missing = sorted(wanted - found.keys())
     if missing:
         raise InputError(
-            f"{len(missing)} of the {len(wanted)} pictures in '{file}' are not in the dataset, first '{missing[0]}'; correct the "
-            "list, or name the column it refers to."
+            f"{len(missing)} of the {len(wanted)} pictures in '{file}' are not in the dataset, first '{missing[0]}'; correct "
+            "the list, or name the column it refers to."
         )
     double = [name for name in sorted(found) if found[name] > 1]
     if double and column is None:

@@ -37,7 +37,7 @@ def undecoded_column(dataset, image_column: str = "image"):
 
 
 def load_source(source: str, split: str | None, config: str | None = None, streaming: bool = False):
-    """One split of a dataset by name: the demo, parquet, tar shards, an imagefolder or a Hub id (see `SourceArguments.dataset`).
+    """One split of a dataset by name: the demo, parquet, tar shards, an imagefolder or a Hub id (`SourceArguments.dataset`).
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` when streaming.
@@ -70,9 +70,9 @@ def load_source(source: str, split: str | None, config: str | None = None, strea
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise InputError(
             f"'{source}' is no folder here and could not be loaded from the Hub ({type(error).__name__}: {error})."
-        )
+        ) from error
     except ValueError as error:  # datasets' "Unknown split" and "Bad split"
-        raise InputError(f"Cannot load the split '{split}' of '{source}': {error}")
+        raise InputError(f"Cannot load the split '{split}' of '{source}': {error}") from error
 
 
 def _data_files(source: str, split: str | None) -> tuple[list[str], str]:

@@ -78,8 +78,8 @@ class Stream(torch.utils.data.IterableDataset):
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if failed >= self.attempts:
             raise RunError(
-                f"{self.source} does not answer after {failed} attempts, at row {done} of the {name} set ({reason}). When it is "
-                "there again, go on with --resume_from_checkpoint true; --stream_attempts says how long to wait."
+                f"{self.source} does not answer after {failed} attempts, at row {done} of the {name} set ({reason}). When it "
+                "is there again, go on with --resume_from_checkpoint true; --stream_attempts says how long to wait."
             ) from error
         wait = min(2 ** (failed - 1), LONGEST_WAIT)
         logger.warning(
@@ -96,7 +96,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def _rows(stream, size: int = 100):
-    """The rows of a `datasets.IterableDataset`, read in pieces (ten times faster); each worker gets all of them, not some shards."""
+    """The rows of a `datasets.IterableDataset`, read in pieces (ten times faster); each worker gets all, not some shards."""
     for piece in stream.iter(size):
         columns = list(piece.values())
         for values in zip(*columns):
