@@ -1,5 +1,7 @@
 import hashlib
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,16 @@ from conftest import make_dataset, make_mae
 from huggingface_hub import EvalResult, ModelCard
 from test_lora import outputs, randomise
 
-from hf_i2i_unlearn import METHODS, InputError, UnlearningConfig, add_patch, load_model, merge
+from hf_i2i_unlearn import DISTANCES, METHODS, InputError, UnlearningConfig, add_patch, load_model, merge
 from hf_i2i_unlearn.commands.cli import command_line
+from hf_i2i_unlearn.commands.record import model_facts, picture_facts, training_facts
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
-from hf_i2i_unlearn.reporting.model_card import inherited_license, update_card, write_card
-from hf_i2i_unlearn.reporting.run_folder import write_run
+from hf_i2i_unlearn.reporting.model_card import inherited_license, update_card, write_card, write_section
+from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
+from hf_i2i_unlearn.reporting.run_folder import RunFolder, write_run
 
+ROOT = Path(__file__).parents[1]
 CARD = """---
 license: mit
 model-index:
@@ -67,16 +72,23 @@ DESCRIPTION = {
 }
 
 
-def make_card(folder, model, patch=None, below=None, **changes):
-    options = {
-        "base_model": "some/original", "license": "mit", "result": {"forget": FIGURES, "retain": FIGURES},
-        "description": DESCRIPTION, "args": UnlearningConfig(str(folder), use_cpu=True), "corruption": "center:2",
-        "method": METHODS["ours"], "variant": "paper", "distance": "mse",
-        "eval_corruption": "center:3", "noise": "N(0, I)", "bound": None, "steps": 7, "skipped": 0, "command": "the command",
-        "picture": "before_after.png",
+def make_card(folder, model, patch=None, below=None, base_model="some/original", description=DESCRIPTION, args=None, **changes):
+    args = args or UnlearningConfig(str(folder), use_cpu=True)
+    facts = {
+        "license": "mit", "corruption": "center:2", "eval_corruption": "center:3", "noise": "N(0, I)", "steps": 7, "skipped": 0,
+        "command": "the command",
     }  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    return write_card(folder, model=model, patch=patch, below=below, **options | changes)
+    name = args.hub_model_id if args.push_to_hub else folder.name
+    run = RunFolder(folder)
+    run.write_figures({"forget": FIGURES, "retain": FIGURES})
+    run.write_record(
+        model_facts(model, base_model, name, patch, below)
+        | picture_facts(description)
+        | training_facts(args, METHODS["ours"], DISTANCES["mse"])
+        | facts
+        | changes
+    )
+    return write_card(folder)
 
 
 def code(card):
@@ -195,3 +207,64 @@ def test_command_and_options_leave_values_out(tmp_path, monkeypatch, given):
     write_run(tmp_path / "run.yaml", args, leave_out=("forget_values",))
     options = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert "forget_values" not in options and options["forget_column"] == "owner"
+
+
+COMMITTED = sorted(f.name for kind in ("unlearned", "takedown") for f in (ROOT / "model_cards").glob(f"{kind}-*"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_cards_here_are_what_their_data_say(tmp_path, name):
+    """Own words, such as an audit's whose data were not kept, stay."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in (ROOT / "model_cards" / name).iterdir():
+        if file.suffix in (".md", ".json", ".yaml", ".png"):
+            shutil.copy(file, folder)
+    before = (folder / "README.md").read_text()
+    write_card(folder)
+    assert (folder / "README.md").read_text() == before
+    page = write_report(ReportArguments(str(folder), pictures=False)).read_text()
+    record = RunFolder(folder).record
+    assert record["forget"] in page and record["command"].replace('"', "&#34;") in page
+    assert ("Further measurements" in page) == ("## Metrics" in before)
+
+
+def test_own_words_survive(tmp_path, mae):
+    folder = tmp_path / "x"
+    make_card(folder, mae, note="**Mine.**")
+    text = (folder / "README.md").read_text()
+    assert text.index("```python") < text.index("**Mine.**") < text.index("## Before and after")
+    own = "## My section\n\n```bash\n## no heading\n```\n\n## Limits"
+    (folder / "README.md").write_text(text.replace("## Limits", own).replace("license: mit", "license: mit\nlanguage: en"))
+    run = RunFolder(folder)
+    table = {"title": "center:3", "caption": "", "head": ["a", "b"], "rows": [["x", "8.125"]]}
+    run.write_evaluation("Metrics", [table], "The text.", "the other command", [result(3.0)])
+    for write in (lambda: write_section(folder, "Metrics"), lambda: write_card(folder), lambda: make_card(folder, mae)):
+        write()
+        text = (folder / "README.md").read_text()
+        assert text.count("## My section\n\n```bash\n## no heading\n```\n\n") == 1 and "language: en" in text
+        assert text.index("## Audit") < text.index("## My section") < text.index("## Metrics") < text.index("## Limits")
+        assert "The text.\n\n### center:3\n\n| a | b |\n|---|---|\n| x | 8.125 |\n\n```bash\nthe other command\n```\n" in text
+        data = ModelCard.load(folder / "README.md").data
+        assert 3.0 in [r.metric_value for r in data.eval_results] and data.tags == ["machine-unlearning", "image-to-image"]
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\n---\n\n# Model Card for Model ID\n\n## Uses\n\nnone\n"
+    )  # of a library
+    assert "## Uses" not in write_card(folder).text
+
+
+@pytest.mark.parametrize("missing", ["run.json", "figures.json"])
+def test_a_card_needs_data(tmp_path, mae, missing):
+    make_card(tmp_path / "x", mae)
+    (tmp_path / "x" / missing).unlink()
+    with pytest.raises(InputError, match=f"has no {missing}, from which its card is written; give the output folder"):
+        write_card(tmp_path / "x")
+
+
+def test_a_metric_of_somebody_else_has_its_columns(tmp_path, mae):
+    folder = tmp_path / "x"
+    make_card(folder, mae, metrics={"edges": "error of edges"})
+    run = RunFolder(folder)
+    run.write_figures({name: FIGURES | {"edges": 0.125, "original_edges": 0.0625} for name in ("retain", "forget")})
+    text = write_card(folder).text
+    assert "| PSNR before | after | error of edges before | after | drift |" in text and "| 0.0625 | 0.125 | 0.100 |" in text

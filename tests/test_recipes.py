@@ -61,6 +61,7 @@ def assert_whole(folder, original, without=()):
         "README.md",
         "before_after.png",
         "figures.json",
+        "run.json",
         "run.yaml",
         "training_args.json",
     } - set(without)
@@ -123,6 +124,7 @@ def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
         "README.md",
         "before_after.png",
         "figures.json",
+        "run.json",
         "run.yaml",
         "training_args.json",
     }

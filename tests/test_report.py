@@ -16,6 +16,7 @@ from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.audit.verdicts import SUPPRESSED, overall, verdicts
 from hf_i2i_unlearn.reporting.curve import relearning_svg
 from hf_i2i_unlearn.reporting.report import LARGEST_PICTURE, ReportArguments, data_uri, write_report
+from hf_i2i_unlearn.reporting.run_folder import METRICS, TRAINING_METRICS, RunFolder
 
 HOSTILE = "<script>alert('x')</script> & \"co\" {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -103,32 +104,17 @@ def make_audit(name=""):
     return audit | {"overall": overall(audit["verdicts"])}
 
 
-CARD = """---
-license: mit
----
-
-# x
-
-Corruption T(x): `center:2`. Evaluated on: here.
-
-## What was forgotten, and how
-
-| | |
-|---|---|
-| dataset | pictures |
-| forget set | classes NAME (12 pictures) |
-| method | `ours` (eq. 10) |
-
-```bash
-accelerate launch recipes/unlearn_mae.py --model NAME
-```
-
-The exact options are in `run.yaml`. Versions: torch 1.2.3, datasets 4.5.6.
-
-## Audit
-
-| forget set | from another table |
-"""
+def make_record(name="ant"):
+    return {
+        "base_model": "m", "base_model_on_hub": True, "license": "mit", "library": "transformers", "relation": "finetune",
+        "usage": "the code", "decoder_untouched": True, "patch": None, "below": [], "dataset": "pictures", "dataset_on_hub": True,
+        "forget": f"classes {name}", "forget_size": "12", "retain": "everything else", "retain_size": "30",
+        "retain_availability": "full", "evaluation": "here", "alpha": 0.25, "distance": "mse", "noise": "N(0, I)",
+        "method": {"name": "ours", "source": "eq. 10", "summary": "E is moved", "options": "variant: paper"},
+        "corruption": "center:2", "eval_corruption": "center:3", "steps": 7, "batch": 16, "learning_rate": 0.001, "seed": 0,
+        "kept": "last", "skipped": 0, "command": f"accelerate launch recipes/unlearn_mae.py --model {name}",
+        "versions": {"torch": "1.2.3", "datasets": "4.5.6"},
+    }  # fmt: skip
 
 
 def make_folder(folder, name="ant"):
@@ -136,8 +122,12 @@ def make_folder(folder, name="ant"):
     folder.mkdir()
     (folder / "run.yaml").write_text(yaml.safe_dump({"model": "m", "forget_values": ["Jane Doe"], "forget_list": "doe.txt"}))
     figures = {"count": 3, "mse": 2.0, "psnr": 8.0, "original_mse": 1.0, "original_psnr": 12.34, "drift": 0.5}
-    (folder / "figures.json").write_text(json.dumps({"retain": figures, "forget": figures, "retain_bound": {"holds": True}}))
-    (folder / "README.md").write_text(CARD.replace("NAME", name))
+    (folder / "figures.json").write_text(
+        json.dumps(
+            {"retain": figures, "forget": figures, "retain_bound": {"holds": True, "bound": 0.5, "retain_distance": 0.25}}
+        )
+    )
+    RunFolder(folder).write_record(make_record(name))
     rows = [{"checkpoint": name, "fid": 12.3456, "of": {"x": 1}}, {"checkpoint": "b", "fid": None, name: float("nan")}]
     (folder / "results.json").write_text(json.dumps({"made": "today", "rows": rows}))
     (folder / "audit.json").write_text(json.dumps(make_audit(name)))
@@ -159,13 +149,12 @@ def test_the_page_is_complete_and_well_formed(tmp_path):
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:]))
     for shown in (
-        "classes ant (12 pictures)", "ours (eq. 10)", "hole error before", "12.3 dB", "12.35", "4 steps of ordinary training",
+        "classes ant (12 pictures)", "ours (eq. 10): E is moved; variant: paper", "(center:3)", "so the bound holds", "hole error before", "12.3 dB", "12.35", "4 steps of ordinary training",
         "suppression, not erasure", "trace found", "no trace found", "holds", "2.00 (1.90 to 2.10)", "50%",
         "accelerate launch recipes/unlearn_mae.py --model ant", "accelerate launch recipes/audit.py --model ant",
         "torch 1.2.3, datasets 4.5.6", hashlib.sha256(b"weights").hexdigest(), "1 of the 3 tests found something",
     ):  # fmt: skip
         assert shown in page.text, shown
-    assert "from another table" not in page.text  # only the card's table of what was forgotten is read
     assert page.all("html")[0]["lang"] == "en" and "width=device-width" in str(page.all("meta"))
     tables = len(page.all("table"))
     assert tables == 5 == sum("scroll" in a.get("class", "") for a in page.all("div"))  # wide ones scroll in their boxes
@@ -185,46 +174,34 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert "default-src 'none'" in page.all("meta")[2]["content"]
 
 
-METRICS = """## Metrics
-
-Measured by `recipes/evaluate.py`.
-
-### center:2
-
-| set | hole MSE |
-|---|---|
-| retain | 0.515 |
-
-Whole pictures, network of ours.
-
-| model | retain FD |
-|---|---|
-| **original** | 7.25 |
-
-```bash
-| no | table |
-```
-
-"""
+def tables_of(value):
+    return [
+        {"title": "center:2", "caption": "", "head": ["set", "hole MSE"], "rows": [["retain", value]]},
+        {"title": "center:2", "caption": "Whole pictures.", "head": ["model", "retain FD"], "rows": [["**original**", "7.25"]]},
+    ]
 
 
 def test_tables_of_an_evaluation(tmp_path):
     folder = make_folder(tmp_path / "unlearned")
-    (folder / "README.md").write_text(CARD.replace("## Audit", METRICS + "## Audit"))
+    assert "12.35" in Page(render(folder)).text  # rows of a results.json, where nothing says more
+    run = RunFolder(folder)
+    run.write_evaluation(METRICS, tables_of("0.515"))
     page = Page(render(folder))
     titles = [words for level, words in page.headings if level == 3]
-    assert titles[:2] == ["center:2", "center:2: Whole pictures, network of ours."]
-    assert "0.515" in page.text and "7.25" in page.text and "12.35" not in page.text and "no table" not in page.text
-    both = METRICS + METRICS.replace("## Metrics", "## Metrics on training pictures").replace("0.515", "0.625")
-    (folder / "README.md").write_text(CARD.replace("## Audit", both + "## Audit"))
+    assert titles[:2] == ["center:2", "center:2: Whole pictures."]
+    assert "0.515" in page.text and "7.25" in page.text and "12.35" not in page.text and "**" not in page.text
+    run.write_evaluation(TRAINING_METRICS, tables_of("0.625"))
     page = Page(render(folder))
     titles = [words for level, words in page.headings if level == 3]
     assert titles[2] == "Training pictures, center:2" and "0.515" in page.text and "0.625" in page.text
+    run.write_evaluation(METRICS, tables_of("0.75"))
+    assert "0.515" not in Page(render(folder)).text
     other = tmp_path / "evaluated"
     other.mkdir()
-    with pytest.raises(InputError, match="has no table.md; give --evaluation"):
+    with pytest.raises(InputError, match="has no results.json; give --evaluation"):
         render(folder, evaluation=str(other))
-    (other / "table.md").write_text("Dataset d.\n\n## left:2\n\n| a | b |\n|---|---|\n| x | 8.125 |\n")
+    left = {"title": "left:2", "caption": "", "head": ["a", "b"], "rows": [["x", "8.125"]]}
+    (other / "results.json").write_text(json.dumps({"results": {}, "tables": [left]}))
     page = Page(render(folder, evaluation=str(other)))
     assert "8.125" in page.text and "left:2" in page.text and "7.25" not in page.text
 
@@ -261,9 +238,10 @@ def test_people_are_not_named(tmp_path):
     assert "Jane" not in text and "doe.txt" not in text
 
 
-def test_without_audit_card_and_evaluation_it_says_so(tmp_path):
+def test_without_audit_record_and_evaluation_it_says_so(tmp_path):
+    """As the folder of an older version is."""
     folder = make_folder(tmp_path / "unlearned")
-    for name in ("audit.json", "README.md", "results.json", "before_after.png", "model.safetensors"):
+    for name in ("audit.json", "run.json", "results.json", "before_after.png", "model.safetensors"):
         (folder / name).unlink()
     page = Page(render(folder))
     assert [words for level, words in page.headings if level == 2] == SECTIONS
@@ -281,6 +259,16 @@ def test_refuses_what_is_no_run(tmp_path, missing):
         write_report(ReportArguments(str(folder)))
     with pytest.raises(InputError, match="has no run.yaml"):
         write_report(ReportArguments())
+
+
+@pytest.mark.parametrize("name", ["run.json", "evaluation.json"])
+def test_refuses_what_a_newer_version_wrote(tmp_path, name):
+    folder = make_folder(tmp_path / "unlearned")
+    (folder / name).write_text('{"format": 2}')
+    with pytest.raises(
+        InputError, match=f"{name}' has format 2, and this version of hf_i2i_unlearn reads formats up to 1; update"
+    ):
+        write_report(ReportArguments(str(folder)))
 
 
 def test_the_curve_shows_the_numbers():

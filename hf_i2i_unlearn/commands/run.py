@@ -31,6 +31,7 @@ from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
 from .cli import command_line
 from .options import RunArguments
+from .record import model_facts, picture_facts, training_facts
 from .words import find_distance, find_method, make_noise, parse_corruption
 
 
@@ -215,32 +216,26 @@ def _draw(run: Run) -> None:
 
 
 def _document(run: Run, trainer, result: dict, bound: dict | None, command: str) -> None:
-    """Options, figures and card."""
+    """Options, figures, record and card."""
     folder = RunFolder(run.training.output_dir)
     folder.write_options(run.args, run.training, leave_out=run.args.private)
     folder.write_figures(result, bound)
-    write_card(
-        folder.path,
-        model=run.model,
-        base_model=run.base_model,
-        license=inherited_license(run.path),
-        result=result,
-        description=run.splits.description,
-        args=run.training,
-        method=run.method,
-        variant=run.args.variant,
-        distance=run.args.distance,
-        corruption=run.corruption,
-        eval_corruption=run.eval_corruption,
-        noise=run.noise,
-        bound=bound,
-        patch=run.patch,
-        below=run.args.patches,
-        steps=trainer.state.global_step,
-        skipped=trainer.skipped,
-        command=command,
-        picture=folder.picture.name if run.args.pictures else None,
+    name = run.training.hub_model_id if run.training.push_to_hub else folder.name
+    folder.write_record(
+        model_facts(run.model, run.base_model, name, run.patch, run.args.patches, run.method.trains_encoder_alone)
+        | picture_facts(run.splits.description)
+        | training_facts(run.training, run.method, run.distance, run.args.variant)
+        | {
+            "license": inherited_license(run.path),
+            "corruption": str(run.corruption),
+            "eval_corruption": str(run.eval_corruption),
+            "noise": str(run.noise),
+            "steps": trainer.state.global_step,
+            "skipped": trainer.skipped,
+            "command": command,
+        }
     )
+    write_card(folder.path)
 
 
 def _report(run: Run, result: dict, bound: dict | None) -> None:

@@ -53,3 +53,25 @@ def _audit_results(audit):
     if mine.get("steps") is not None:
         add("forget", "relearning_steps", f"steps of training on {mine['pictures']} forget pictures to relearn", mine["steps"])
     return found
+
+
+def split_sections(text: str) -> list[tuple[str, str]]:
+    """[(title, Markdown with its heading)] of the parts that begin with `## `, after what stands above them, titled ""."""
+    sections, fence = [["", ""]], ""
+    for line in text.splitlines(keepends=True):
+        mark = line.lstrip()[:3]
+        if mark in ("```", "~~~") and fence in ("", mark):  # what looks like a heading in code is none
+            fence = "" if fence else mark
+        if line.startswith("## ") and not fence:
+            sections.append([line[3:].strip(), ""])
+        sections[-1][1] += line
+    return [tuple(section) for section in sections]
+
+
+def place_section(sections: list[tuple[str, str]], title: str, text: str) -> None:
+    """Put a section in the place of that of its title, else before "Limits", else last."""
+    titles = [name for name, _ in sections]
+    if title in titles:
+        sections[titles.index(title)] = (title, text)
+    else:
+        sections.insert(titles.index("Limits") if "Limits" in titles else len(sections), (title, text))
