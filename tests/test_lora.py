@@ -60,8 +60,8 @@ def assert_equal(ones, twos, family):
 
 
 def assert_close(ones, twos):
-    """Representations within 1e-5 of their largest value, and completions, where denoising steps multiply a difference."""
-    for one, two, tolerance in zip(ones, twos, (1e-5, 1e-4)):
+    """Representations within 1e-5 of their largest value; completions within 1e-3, for denoising multiplies a difference."""
+    for one, two, tolerance in zip(ones, twos, (1e-5, 1e-3)):
         torch.testing.assert_close(one, two, atol=tolerance * two.abs().max().item(), rtol=0)
 
 
