@@ -121,13 +121,15 @@ class ClassifierTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
+        # Overrides Trainer: as in I2ITrainer, picture t is a function of t and of the seed, also after resuming.
         return EpochSampler(len(self.train_dataset), lambda: int(self.state.epoch or 0))
 
     def _save(self, output_dir=None, state_dict=None):
+        # Overrides Trainer: it would write its arguments as a pickle, which nobody should have to unpickle.
         folder = Path(output_dir or self.args.output_dir)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
-        (folder / "training_args.json").write_text(self.args.to_json_string())  # and no pickle
+        (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.args.muon_learning_rate > 0:

@@ -119,8 +119,8 @@ class I2ITrainer(Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
+        # Overrides Trainer: resumed from its last checkpoint, a finished run would take one more step.
         if self.state.global_step >= self.state.max_steps:
-            # Resumed from its last checkpoint; the Trainer would take one more step.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -170,27 +170,31 @@ class I2ITrainer(Trainer):
 
     def get_train_dataloader(self):
         if isinstance(self.train_dataset, Stream):
+            # What the Trainer found when it sought a batch size that fits (auto_find_batch_size), not what was asked for.
             self.train_dataset.rows_per_batch = self._train_batch_size * self.args.world_size
         return super().get_train_dataloader()
 
     def _init_training_state(self, *args, **kwargs):
+        # Overrides Trainer: a resumed run passes over the batches it has seen by making them; a stream is told to read no picture there.
         epochs, batches = super()._init_training_state(*args, **kwargs)
         if isinstance(self.train_dataset, Stream):
-            # The Trainer passes over this many batches, by making them.
             self.train_dataset.start = batches * self.train_dataset.rows_per_batch
         return epochs, batches
 
     def _get_train_sampler(self, train_dataset=None):
+        # Overrides Trainer: its order is the sampler's, and forgotten on resuming; here item t is a function of t and of the seed.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, torch.utils.data.IterableDataset):
             return None
         return EpochSampler(len(dataset), lambda: int(self.state.epoch or 0))
 
     def _get_output_dir(self, trial):
+        # Overrides Trainer: there is no other way to have a checkpoint written aside.
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, ASIDE) if self._aside else folder
 
     def _save_checkpoint(self, model, trial):
+        # Overrides Trainer: a run that is killed while it saves leaves no half checkpoint, and broken weights are not saved.
         self._refuse_broken_weights()
         folder, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with faults_of_saving(name, folder, self.args.output_dir):
@@ -209,6 +213,7 @@ class I2ITrainer(Trainer):
             rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir=None, state_dict=None):
+        # Overrides Trainer: a model is saved by its own library (a U-Net with its config), a patch alone, an EMA beside it.
         model = self.whole_model()  # by all processes
         if not self.args.should_save:
             return
@@ -248,6 +253,7 @@ class I2ITrainer(Trainer):
                 remove_aside(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder):
+        # Overrides Trainer: only a finished run is uploaded, once (`push_to_hub`).
         pass
 
     def push_to_hub(self, **kwargs) -> str | None:
@@ -257,6 +263,7 @@ class I2ITrainer(Trainer):
             return push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_revision, args.hub_token)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Overrides Trainer: it loads with strict=False, and a ViTMAE resumes with its layers at their initial values.
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # accelerate's own shards
             return
@@ -278,6 +285,7 @@ class I2ITrainer(Trainer):
                 self.ema.optimization_step = int(file.metadata()["step"])
 
     def _load_best_model(self):
+        # Overrides Trainer: as for _load_from_checkpoint, and the averaged weights go with the best ones.
         logger.info(
             "Taking the weights of %s, the best by %s.", self.state.best_model_checkpoint, self.args.metric_for_best_model
         )

@@ -215,6 +215,7 @@ class UnlearningTrainer(I2ITrainer):
         training = model.training
         model.eval()
         for batch in self.eval_pairs:
+            # Trainer's own way of moving a batch to the device.
             retain, forget, _ = self._terms(model, self._prepare_inputs(batch), self.eval_corruption)
             means = torch.stack([torch.ones_like(retain), retain, torch.zeros_like(retain) if forget is None else forget])
             sums += means.double().cpu() * len(batch["retain"])
@@ -235,11 +236,13 @@ class UnlearningTrainer(I2ITrainer):
         }
 
     def _save(self, output_dir=None, state_dict=None):
+        # Overrides Trainer: the bound's multiplier is part of a checkpoint, so that a resumed run goes on with it.
         super()._save(output_dir, state_dict)
         if self.bound and self.is_in_train and self.args.should_save:
             (Path(output_dir or self.args.output_dir) / BOUND_FILE).write_text(json.dumps(self.bound.state()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Overrides Trainer: the counterpart of _save.
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.bound:
             self.bound.load_state(json.loads((Path(resume_from_checkpoint) / BOUND_FILE).read_text()))
