@@ -1,4 +1,4 @@
-"""The old name of `commands.convert`: `python -m hf_i2i_unlearn.conversion` stands in cards and notes."""
+"""The old name of `convert`: `python -m hf_i2i_unlearn.conversion` stands in cards and notes."""
 
 from .commands.cli import run
 from .commands.convert import main

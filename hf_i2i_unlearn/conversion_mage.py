@@ -1,8 +1,9 @@
-"""The old name of `commands.convert_mage`: `python -m hf_i2i_unlearn.conversion_mage` stands in cards and notes."""
+"""The old name of `convert mage`: `python -m hf_i2i_unlearn.conversion_mage` stands in cards and notes."""
 
 import sys
 
-from .commands.convert_mage import main
+from .commands.cli import run
+from .commands.convert import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(lambda: main(["mage", *sys.argv[1:]]))
