@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def test_the_package():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command):
+    if find_spec(f"hf_i2i_unlearn.commands.{command.replace('-', '_')}") is None:
+        pytest.skip("It has no module yet.")
     options = "TrainingArguments" if command in TRAINING else "HfArgumentParser"
     brought = loaded_by(f"from transformers import {options}")
     assert "diffusers" not in brought and "matplotlib" not in brought
