@@ -1,0 +1,88 @@
+"""The package as pip installs it, without the clone: what is in the wheel, and the demo from an empty folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BUILT_FROM = ("hf_i2i_unlearn", "recipes", "tests")  # the latter two must not get into it
+BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the unpacked wheel, and nothing else."""
+    source, folder = (tmp_path_factory.mktemp(name) for name in ("source", "installed"))
+    for name in BUILT_FROM:  # a copy, for an old build folder beside the clone would be packed too
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, source)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(source)], cwd=source, env=environment(source), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(source / done.stdout.splitlines()[-1]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def environment(folder):
+    return os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def files(folder):
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+
+
+def test_the_wheel_holds_the_package_and_its_data_alone(installed):
+    held, there = files(installed), files(ROOT / "hf_i2i_unlearn")
+    package = {name.removeprefix("hf_i2i_unlearn/") for name in held if name.startswith("hf_i2i_unlearn/")}
+    assert package == there
+    others = {name.split("/")[0] for name in held} - {"hf_i2i_unlearn"}
+    assert len(others) == 1 and others.pop().endswith(".dist-info")
+
+
+def test_the_console_script(installed, tmp_path):
+    (info,) = installed.glob("*.dist-info")
+    entries = ConfigParser()
+    entries.read(info / "entry_points.txt")
+    module, function = entries["console_scripts"]["hf-i2i-unlearn"].split(":")
+    # What pip writes to bin/.
+    script = f"import sys; from {module} import {function}; import hf_i2i_unlearn; print(hf_i2i_unlearn.__file__); sys.exit({function}())"
+
+    def launch(*argv):
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, argv)], cwd=tmp_path, env=environment(installed), capture_output=True, text=True
+        )
+
+    assert "  unlearn  " in (done := launch("--help")).stdout and done.returncode == 0
+    assert str(installed) in done.stdout.splitlines()[0]
+    wrong = launch("unlern")
+    assert wrong.returncode == 2 and wrong.stderr == "error: 'unlern' is no command; did you mean unlearn?\n"
+    done = launch("unlearn", "--max_steps", 2, "--eval_samples", 4, "--disable_tqdm", "true")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "unlearned-mnist-mae"
+    assert (folder / "model.safetensors").is_file() and (folder / "before_after.png").is_file()
+    assert yaml.safe_load((folder / "run.yaml").read_text())["model"] == "mnist-demo"
+    assert "hf-i2i-unlearn unlearn --max_steps 2" in (folder / "README.md").read_text()
+    assert {f.name for f in tmp_path.iterdir()} == {"unlearned-mnist-mae"}
+
+
+def test_accelerate_launches_the_module(installed, tmp_path):
+    """Another family than that of the demo, by the name of its configuration."""
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1", "-m", "hf_i2i_unlearn",
+         "unlearn", "--config", "unlearn_mnist_mage", "--max_steps", "1", "--eval_samples", "2", "--pictures", "0", "--eval_strategy",
+         "no", "--disable_tqdm", "true"],
+        cwd=tmp_path, env=environment(installed), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((tmp_path / "unlearned-mnist-mage" / "run.yaml").read_text())["margin"] == 0
