@@ -14,9 +14,11 @@ _PUBLIC = {
     "data.sources": ["load_source", "undecoded"],
     "data.streams": ["ForgetRetainStream"],
     "errors": ["InputError", "RunError"],
-    "evaluation.evaluator": ["Evaluator"],
+    "evaluation.evaluator": ["Evaluator", "evaluate"],
     "evaluation.feature_loaders": ["load_features"],
     "evaluation.features": ["FeatureNetwork"],
+    "evaluation.metrics": ["PSNR", "HoleError", "Metric"],
+    "evaluation.tables": ["markdown_table"],
     "methods.corruptions": [
         "CenterCrop", "CenterRatio", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns",
     ],

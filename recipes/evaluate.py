@@ -33,7 +33,7 @@ from hf_i2i_unlearn.data.splits import build_splits
 from hf_i2i_unlearn.evaluation.completions import completions, embeddings
 from hf_i2i_unlearn.evaluation.feature_loaders import FEATURES_HELP, load_features
 from hf_i2i_unlearn.evaluation.features import hash_weights
-from hf_i2i_unlearn.evaluation.scores import REGIONS
+from hf_i2i_unlearn.evaluation.words import REGIONS
 from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
 from hf_i2i_unlearn.models.auto import DEMOS, family_options
 from hf_i2i_unlearn.reporting.model_card import update_card

@@ -32,7 +32,7 @@ from hf_i2i_unlearn import (
 from hf_i2i_unlearn.commands.words import parse_corruption
 from hf_i2i_unlearn.data.pairs import seeds_for
 from hf_i2i_unlearn.evaluation.completions import completions, embeddings
-from hf_i2i_unlearn.evaluation.evaluator import hole_mse
+from hf_i2i_unlearn.evaluation.metrics import hole_mse
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
 from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
 

@@ -33,7 +33,7 @@ from hf_i2i_unlearn import (
     undecoded,
 )
 from hf_i2i_unlearn.data.reading import pixel_batches
-from hf_i2i_unlearn.evaluation.evaluator import hole_mse
+from hf_i2i_unlearn.evaluation.metrics import hole_mse
 from hf_i2i_unlearn.models.auto import family_options
 from hf_i2i_unlearn.models.base import FOR_SAMPLING, join, seeded
 from hf_i2i_unlearn.models.mage.hf.decoding_mage import fill_hole

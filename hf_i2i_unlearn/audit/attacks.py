@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..data.pairs import seeds_for
 from ..data.reading import ImageCollator, ImageReader
 from ..errors import InputError
-from ..evaluation.evaluator import hole_mse
+from ..evaluation.metrics import hole_mse
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
 from .statistics import share

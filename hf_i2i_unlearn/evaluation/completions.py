@@ -42,8 +42,8 @@ def completions(
     """Columns for `plots.completion_grid`: {"image", "T(x)" and every name in `models`: (N, C, H, W) in [0, 1]}.
 
     Args:
-        models: {column title: model}; rows: undecoded rows. start: the number of the first one, which its T depends on. The hole
-            of T(x) is drawn grey.
+        models: {column title: model}; rows: undecoded rows. start: the number of the first one, which its T depends on. The
+            hole of T(x) is drawn grey.
     """
     first = next(iter(models.values()))
     batch = ImageCollator(reader)([{"image": row, "seeds": seeds_for(seed, i)} for i, row in enumerate(rows, start)])

@@ -1,25 +1,61 @@
 """Before and after: how well pictures of each set are completed, and how far the unlearned model moved on the retain set."""
 
 import copy
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from ..data.pairs import seeds_for
-from ..data.reading import ImageCollator, ImageReader
+from ..data.reading import ImageReader
 from ..errors import InputError, RunError
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
 from .features import FeatureNetwork
-from .scores import REGIONS, SCORES, _Scores, look, update_scores
+from .metrics import BUILT_IN, Metric, check_metrics, hole_mse, measured
+from .pictures import Hiding, Pictures
+from .scores import SCORES, Scores, update_scores
+from .words import REGIONS
+
+
+def evaluate(
+    model: I2IModel,
+    original: I2IModel,
+    rows: dict[str, list],
+    reader: ImageReader,
+    corruption: Corruption,
+    *,
+    metrics: tuple[Metric, ...] = (),
+    features: list[FeatureNetwork] = (),
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+    **options,
+) -> dict[str, dict]:
+    """One model measured once, before and after; `Evaluator` measures several, or again and again.
+
+    Args:
+        model, original: `I2IModel`s of one kind, on the device where they are to work.
+        rows: {"forget": rows, "retain": rows} of undecoded rows. reader: reads them, with the model's processor. corruption: T.
+        metrics, features: what is measured besides. options: others of `Evaluator`.
+
+    Returns:
+        {"forget": figures, "retain": figures}, see `Evaluator.__call__`. `markdown_table` prints it.
+
+    Raises:
+        InputError: an empty set, a T that does not fit the model, or a metric that is none. RunError: completions that are no
+            finite numbers, where there are feature networks.
+    """
+    corruption.check(original.grid)
+    evaluator = Evaluator(
+        original, rows, reader, corruption, batch_size, seed, metrics=metrics, features=features, **options
+    )  # fmt: skip
+    return evaluator(model, progress)
 
 
 class Evaluator:
     """Completes the pictures of both sets with a model and compares them with the truth and with the original model.
 
-    Figures (`FIGURES`) are means over pictures, summed in float64 and over all processes. T of picture i depends on (seed, i)
-    alone, so two calls, and two models, are compared on the same holes.
+    Figures are means over pictures, summed in float64 and over all processes. T of picture i depends on (seed, i) alone, so two
+    calls, and two models, are compared on the same holes.
 
     Args:
         original: the original model (theta_0, phi_0).
@@ -32,8 +68,12 @@ class Evaluator:
             their features, and the original's completions.
         features: networks to measure the pictures by besides (`SCORES`). regions: what they see, of `REGIONS`.
         inception_splits: see `InceptionScore`.
-        cross_validation: App. E.2. What the model makes of the hole is all that is kept; the original completes the rest from it,
-            and the result is compared with the true picture as a whole.
+        cross_validation: App. E.2. What the model makes of the hole is all that is kept; the original completes the rest from
+            it, and the result is compared with the true picture as a whole.
+        metrics: `Metric`s that are added to the built-in ones (`HoleError`, `PSNR`).
+
+    Raises:
+        InputError: an empty set, an unknown region, or a metric without a name of its own.
     """
 
     def __init__(
@@ -50,152 +90,141 @@ class Evaluator:
         regions: tuple[str, ...] = REGIONS,
         inception_splits: int = 1,
         cross_validation: bool = False,
+        metrics: tuple[Metric, ...] = (),
     ):
-        for name, rows in splits.items():
-            if len(rows) == 0:
-                raise InputError(f"There are no {name} pictures to evaluate on; choose a split or classes that hold some.")
-            if features and accelerator and len(rows) < accelerator.num_processes:
-                raise InputError(f"{len(rows)} {name} pictures are fewer than the {accelerator.num_processes} processes.")
-        for region in regions:
-            if region not in REGIONS:
-                raise InputError(f"'{region}' is no region of a picture; choose from {', '.join(REGIONS)}.")
-        self.features, self.inception_splits, self.cross_validation = list(features), inception_splits, cross_validation
-        self.regions = ("whole",) if cross_validation else tuple(regions)  # all of such a picture is generated
-        self.original, self.splits, self.reader, self.corruption = original, splits, reader, corruption
-        self.batch_size, self.seed, self.accelerator, self.keep_original = batch_size, seed, accelerator, keep_original
-        self._pictures, self._whole = {}, {}  # batches, and features of whole true pictures: the same under every T
-        self._references, self._completed, self._holes = {}, {}, {}  # what depends on T
+        _refuse(splits, features, regions, accelerator)
+        check_metrics(metrics)
+        self.original, self.reader, self.accelerator, self.keep_original = original, reader, accelerator, keep_original
+        self.metrics, self.features, self.regions = (*BUILT_IN, *metrics), list(features), tuple(regions)
+        self.inception_splits = inception_splits
+        self.pictures = Pictures(splits, reader, batch_size, seed, accelerator, keep_original)
+        self.hiding = Hiding(corruption, cross_validation)
+
+    @property
+    def corruption(self) -> Corruption:
+        """T."""
+        return self.hiding.corruption
 
     def under(self, corruption: Corruption, cross_validation: bool = False) -> "Evaluator":
         """An evaluator of the same pictures under another T; what is kept and does not depend on T is shared."""
         other = copy.copy(self)
-        other.corruption, other.cross_validation = corruption, cross_validation
-        other.regions = ("whole",) if cross_validation else self.regions
-        other._references, other._completed, other._holes = {}, {}, {}
+        other.hiding = Hiding(corruption, cross_validation)
         return other
 
     @torch.no_grad()
-    def __call__(self, model: I2IModel, progress: bool = True) -> dict[str, dict[str, float]]:
-        """{"forget": {...}, "retain": {...}} with count, mse, psnr, original_mse, original_psnr and drift.
+    def __call__(self, model: I2IModel, progress: bool = True) -> dict[str, dict]:
+        """The figures of each set, {"forget": {...}, "retain": {...}}.
 
-        With feature networks also "features", a list of one dict per network and region: how it was measured, and the `SCORES`, each
-        alone, with the prefix "original_" and, for the hole filled with one colour, "blank_"; "true_" are those of true pictures.
+        Each has count, drift and, of every metric, NAME and "original_" + NAME: mse, psnr, original_mse, ...
+
+        With feature networks also "features", a list of one dict per network and region: how it was measured, and the `SCORES`,
+        each alone, with the prefix "original_" and, for the hole filled with one colour, "blank_"; "true_" are those of true
+        pictures.
 
         Raises:
-            RunError: completions that are no finite numbers, where there are feature networks.
+            RunError: completions that are no finite numbers, where there are feature networks. InputError: a metric that does
+                not give a number per picture.
         """
         training = model.training
         model.eval()
         try:
-            return {name: self._split(name, model, progress) for name in self.splits}
+            return {name: self._split(name, model, progress) for name in self.pictures.splits}
         finally:
             model.train(training)
 
     def _split(self, name, model, progress):
+        """The figures of one set."""
         original = self._unwrapped()
-        device = next(original.parameters()).device
-        rank, world = (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
-        sums = torch.zeros(6, dtype=torch.float64)
-        scores = [_Scores(network, r, self.inception_splits) for network in self.features for r in self.regions]
-        known, seen = name in self._references, 0
-        for number, (pixels, seeds) in enumerate(self._batches(name, rank, world, progress)):
-            pixels = pixels.to(device)
-            mask = self.corruption(original.grid, seeds[:, 0])
-            before = self._original(name, number, pixels, mask, seeds[:, 1])
-            after = before if model is original else self._complete(model, pixels, mask, seeds[:, 1])
-            hole = original.hole(mask).to(device)
-            if self.cross_validation:
-                hole = torch.ones_like(hole)
-            columns = [torch.ones(len(pixels), device=device)]
-            for completion in (after, before):
-                columns += [hole_mse(completion, pixels, hole), self._psnr(completion, pixels, hole)]
-            columns.append(hole_mse(after, before, hole))
-            sums += torch.stack(columns).double().sum(1).cpu()
-            pictures = {} if model is original else {"": after}
-            if not known:
-                pictures["original_"] = before
-            if scores and pictures:
-                if not all(bool(completed.isfinite().all()) for completed in pictures.values()):
-                    raise RunError(
-                        "Some completions hold values that are no finite numbers, so no features of them can be measured."
-                    )
-                places = rank + world * torch.arange(seen, seen + len(pixels))
-                seen += len(pixels)
-                truth = self.reader.unit(pixels)
-                true = self._true_features(name, number, truth, hole)
-                update_scores(
-                    scores, truth, true, {k: self.reader.unit(p) for k, p in pictures.items()}, hole, places, not known
-                )
+        regions = ("whole",) if self.hiding.crossed else self.regions  # all of a cross-validated picture is generated
+        scores = [Scores(network, region, self.inception_splits) for network in self.features for region in regions]
+        sums = torch.zeros(2 + 2 * len(self.metrics), dtype=torch.float64)
+        for number, batch in enumerate(self.pictures.batches(name, progress)):
+            seen = self._complete_all(model, original, (name, number), *batch)
+            sums += self._errors(seen)
+            if scores:
+                self._look(scores, seen, (name, number), regions, model is original)
         if self.accelerator:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         count, *totals = sums.tolist()
-        names = ("mse", "psnr", "original_mse", "original_psnr", "drift")
-        result = {"count": int(count), **{key: total / count for key, total in zip(names, totals)}}
+        names = [prefix + metric.name for prefix in ("", "original_") for metric in self.metrics]
+        result = {"count": int(count), **{key: total / count for key, total in zip([*names, "drift"], totals)}}
         if scores:
             result["features"] = self._scores(name, scores, model is original)
         return result
 
+    def _complete_all(self, model, original, key, pixels, seeds, places) -> "_Seen":
+        """A batch, and what both models make of it."""
+        pixels = pixels.to(next(original.parameters()).device)
+        mask = self.corruption(original.grid, seeds[:, 0])
+        before = self._original(key, pixels, mask, seeds[:, 1])
+        after = before if model is original else self._complete(model, pixels, mask, seeds[:, 1])
+        hole = original.hole(mask).to(pixels.device)
+        return _Seen(pixels, torch.ones_like(hole) if self.hiding.crossed else hole, after, before, places)
+
+    def _errors(self, seen) -> torch.Tensor:
+        """Sums over a batch: count, every metric after, every metric before, drift: (2 + 2 * metrics,) float64."""
+        columns = [torch.ones(len(seen.pixels), device=seen.pixels.device)]
+        for completion in (seen.after, seen.before):
+            columns += [measured(m, completion, seen.pixels, seen.hole, self.reader.unit) for m in self.metrics]
+        columns.append(hole_mse(seen.after, seen.before, seen.hole))
+        return torch.stack([column.to(columns[0].device).double() for column in columns]).sum(1).cpu()
+
+    def _look(self, scores, seen, key, regions, is_original):
+        """Add what the feature networks see of a batch; original, blank and true pictures once only."""
+        known = key[0] in self.hiding.references
+        pictures = ({} if is_original else {"": seen.after}) | ({} if known else {"original_": seen.before})
+        if not pictures:
+            return
+        if not all(bool(completed.isfinite().all()) for completed in pictures.values()):
+            raise RunError("Some completions hold values that are no finite numbers, so no features of them can be measured.")
+        truth = self.reader.unit(seen.pixels)
+        true = self.pictures.true_features(key, truth, seen.hole, self.features, regions, self.hiding)
+        completed = {kind: self.reader.unit(pixels) for kind, pixels in pictures.items()}
+        update_scores(scores, truth, true, completed, seen.hole, seen.places, blank=not known)
+
     def _scores(self, name, scores, is_original):
         """The figures of all networks and regions. Those of original, blank and true pictures are the same at every call."""
-        reference = self._references.get(name)
+        reference = self.hiding.references.get(name)
         found = [score.compute(self.accelerator) for score in scores] if not (reference and is_original) else reference
         if reference is None:
             reference = [{k: v for k, v in f.items() if k.removesuffix("_std") not in SCORES} for f in found]
-            self._references[name] = reference
+            self.hiding.references[name] = reference
         if is_original:
             found = [{k.removeprefix("original_"): v for k, v in f.items() if k.startswith("original_")} for f in reference]
         return [f | r for f, r in zip(found, reference)]
 
-    def _batches(self, name, rank, world, progress):
-        """(pixel values, seeds) of this process's share, decoded once if they are kept."""
-        items = [{"image": row, "seeds": seeds_for(self.seed, i)} for i, row in enumerate(self.splits[name])][rank::world]
-        batches = self._pictures.get(name)
-        if batches is None:
-            batches = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
-        kept = []
-        for batch in tqdm(batches, f"evaluating {name}", leave=False, disable=not progress or rank > 0):
-            if self.keep_original:
-                kept.append(batch)
-            yield batch["pixel_values"], batch["seeds"]
-        if self.keep_original:
-            self._pictures[name] = kept
-
-    def _true_features(self, name, number, truth, hole):
-        """{(network, region): (features, logits)} of a batch of true pictures; of a classifier always of whole ones too."""
-        found = {}
-        for network in self.features:
-            for region in dict.fromkeys((*self.regions, "whole") if network.classifies else self.regions):
-                kept, key = (self._whole if region == "whole" else self._holes), (name, number, network)
-                if key not in kept:
-                    seen = network(look(truth, hole, network, region))
-                    if not self.keep_original:
-                        found[network, region] = seen
-                        continue
-                    kept[key] = tuple(None if x is None else x.cpu() for x in seen)
-                found[network, region] = tuple(None if x is None else x.to(network.mean.device) for x in kept[key])
-        return found
-
     def _complete(self, model, pixels, mask, seeds):
         completed = model.generate(pixels, mask, seeds)
-        if not self.cross_validation:
-            return completed
-        return self._unwrapped().generate(completed, ~mask, seeds)
+        return self._unwrapped().generate(completed, ~mask, seeds) if self.hiding.crossed else completed
 
     def _unwrapped(self):
         return getattr(self.original, "module", self.original)
 
-    def _original(self, name, number, pixels, mask, seeds):
+    def _original(self, key, pixels, mask, seeds):
         if not self.keep_original:
             return self._complete(self._unwrapped(), pixels, mask, seeds)
-        if (name, number) not in self._completed:
-            self._completed[name, number] = self._complete(self._unwrapped(), pixels, mask, seeds).cpu()
-        return self._completed[name, number].to(pixels.device)
-
-    def _psnr(self, completion, truth, hole):
-        return -10 * hole_mse(self.reader.unit(completion), self.reader.unit(truth), hole).clamp_min(1e-10).log10()
+        if key not in self.hiding.completed:
+            self.hiding.completed[key] = self._complete(self._unwrapped(), pixels, mask, seeds).cpu()
+        return self.hiding.completed[key].to(pixels.device)
 
 
-def hole_mse(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference over the hidden pixels, (B, C, H, W) x 2 and (B, 1, H, W) boolean -> (B,)."""
-    error = (a - b).square() * hole
-    return error.flatten(1).sum(1) / (hole.flatten(1).sum(1) * a.shape[1])
+class _Seen(NamedTuple):
+    """A batch: true pictures (B, C, H, W), hole (B, 1, H, W), completions by model and original, places (B,) in the set."""
+
+    pixels: torch.Tensor
+    hole: torch.Tensor
+    after: torch.Tensor
+    before: torch.Tensor
+    places: torch.Tensor
+
+
+def _refuse(splits, features, regions, accelerator):
+    """Raise InputError for sets that are empty or too small for the processes, and for an unknown region."""
+    for name, rows in splits.items():
+        if len(rows) == 0:
+            raise InputError(f"There are no {name} pictures to evaluate on; choose a split or classes that hold some.")
+        if features and accelerator and len(rows) < accelerator.num_processes:
+            raise InputError(f"{len(rows)} {name} pictures are fewer than the {accelerator.num_processes} processes.")
+    for region in regions:
+        if region not in REGIONS:
+            raise InputError(f"'{region}' is no region of a picture; choose from {', '.join(REGIONS)}.")

@@ -19,18 +19,12 @@ from ..errors import InputError
 from ..tensor_files import read_tensors
 from .features import FeatureNetwork
 from .inception import InceptionV3
+from .words import FEATURES_HELP
 
 CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the paper's "ViT-H-14" (App. C.2)
 
 
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"  # torchvision's IMAGENET1K_V1
-
-
-FEATURES_HELP = (
-    "demo (a small classifier of digits, embedded), clip or clip:ID (any CLIPModel; ViT-H-14 if not given), classifier:ID (any "
-    "image classifier of transformers, Hub id or folder), inception or inception:FILE (torchvision's weights, downloaded if no file "
-    "is given), fid_inception:FILE (those of pytorch-fid or torch-fidelity), places365:FILE (the ResNet-50 of Places-365)"
-)
 
 
 def load_features(words: list[str]) -> list[FeatureNetwork]:

@@ -1,7 +1,7 @@
 """Inception-v3 (Szegedy et al., 2015) with torchvision's weight names, so that its weights load without torchvision.
 
-`fid=True` is the network of the original FID code, whose weights pytorch-fid and torch-fidelity publish: 1,008 classes, average pools
-that leave the padding out, and a max pool in the last block, which the published numbers depend on.
+`fid=True` is the network of the original FID code, whose weights pytorch-fid and torch-fidelity publish: 1,008 classes, average
+pools that leave the padding out, and a max pool in the last block, which the published numbers depend on.
 """
 
 import torch

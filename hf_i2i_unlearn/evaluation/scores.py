@@ -5,9 +5,6 @@ import torch
 from .features import FeatureNetwork, crop_to_hole
 from .statistics import Accuracy, CosineSimilarity, GaussianStatistics, InceptionScore, frechet_distance
 
-REGIONS = ("whole", "hole")  # what a feature network is shown: the whole picture, or the hole alone (`crop_to_hole`)
-
-
 # What is measured with a feature network, by completions of the model, of the original, and by a hole of one colour ("blank").
 SCORES = {
     "fid": "Frechet distance of the features of completed and true pictures; FID (Heusel et al., 2017) with Inception features",
@@ -17,8 +14,8 @@ SCORES = {
 }
 
 
-class _Scores:
-    """What one network makes of one region of all pictures of a set: sums for the true, and for every kind of completed pictures."""
+class Scores:
+    """What one network makes of one region of a set's pictures: sums for the true ones and every kind of completed ones."""
 
     def __init__(self, network: FeatureNetwork, region: str, splits: int):
         self.network, self.region, self.splits = network, region, splits
@@ -62,7 +59,7 @@ def update_scores(scores, truth, true, pictures, hole, places, blank=True):
     """Add a batch to all scores, each picture seen once by each network.
 
     Args:
-        scores: list of `_Scores`. truth: (B, C, H, W) in [0, 1]. true: {(network, region): (features, logits)} of them.
+        scores: list of `Scores`. truth: (B, C, H, W) in [0, 1]. true: {(network, region): (features, logits)} of them.
         pictures: {kind: completed pictures}. hole: (B, 1, H, W). places: (B,) numbers of the pictures in the set.
         blank: measure the hole filled with the network's mean colour as well.
     """

@@ -73,7 +73,7 @@ def frechet_distance(one: GaussianStatistics, two: GaussianStatistics) -> float:
 
         |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2)
 
-    Both roots are of symmetric matrices, so a symmetric eigen-solver serves: it is faster than the general root and never complex.
+    Both roots are of symmetric matrices, so a symmetric eigen-solver serves: faster than the general root and never complex.
 
     Warns:
         UserWarning: fewer samples than feature dimensions. The covariance is then singular and the distance biased upwards.

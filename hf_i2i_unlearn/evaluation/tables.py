@@ -1,5 +1,7 @@
-"""Figures of the evaluator as Markdown, and as rows of a CSV file."""
+"""Figures of the evaluator as tables (`markdown`), and as rows of a CSV file."""
 
+from ..markdown import table
+from .metrics import BUILT_IN, Metric
 from .scores import SCORES
 
 FIGURES = {
@@ -9,19 +11,44 @@ FIGURES = {
 }
 
 
-def markdown_table(result: dict[str, dict[str, float]]) -> str:
-    """The before/after table of a result of `Evaluator`, one row per set."""
-    lines = [
-        "| set | pictures | hole MSE before | after | PSNR before | after | drift |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def markdown_table(result: dict[str, dict], metrics: tuple[Metric, ...] = ()) -> str:
+    """The before/after table of a result of `Evaluator`, one row per set. metrics: see `before_after`."""
+    shown = before_after(result, metrics)
+    return table(shown["head"], shown["rows"])
+
+
+def before_after(result: dict[str, dict], metrics: tuple[Metric, ...] = (), caption: str = "", title: str = "") -> dict:
+    """A result of `Evaluator` as a table: a row per set, a pair of columns per metric.
+
+    Args:
+        metrics: those that were added; they know their titles. What a result has and none of them is named by its key.
+    """
+    shown = {metric.name: metric for metric in (*BUILT_IN, *metrics)}
+    keys = [key for key in dict.fromkeys((*shown, *added(result))) if key in result["retain"]]
+    head = ["set", "pictures"]
+    for key in keys:
+        head += [f"{title_of_metric(key, shown)} before", "after"]
+    rows = []
     for name in ("retain", "forget"):
-        r = result[name]
-        lines.append(
-            f"| {name} | {r['count']} | {r['original_mse']:.3f} | {r['mse']:.3f} | {r['original_psnr']:.1f} dB | "
-            f"{r['psnr']:.1f} dB | {r['drift']:.3f} |"
-        )
-    return "\n".join(lines)
+        cells = [text_of(key, result[name][prefix + key], shown) for key in keys for prefix in ("original_", "")]
+        rows.append([name, str(result[name]["count"]), *cells, f"{result[name]['drift']:.3f}"])
+    return {"title": title, "caption": caption, "head": [*head, "drift"], "rows": rows}
+
+
+def added(result: dict[str, dict]) -> list[str]:
+    """The names of the metrics in a result that are not built in."""
+    some, known = next(iter(result.values())), {metric.name for metric in BUILT_IN}
+    return [key for key in some if f"original_{key}" in some and key not in known]
+
+
+def title_of_metric(key: str, metrics: dict[str, Metric]) -> str:
+    """The title of a metric, by its name."""
+    return (metrics[key].title if key in metrics else "") or key
+
+
+def text_of(key: str, value: float, metrics: dict[str, Metric]) -> str:
+    """A figure as its metric writes it; three digits where that is not known."""
+    return metrics[key].text(value) if key in metrics else f"{value:.3g}"
 
 
 # FID is the Frechet distance in Inception's features; in others it is called FD here, for its numbers do not compare.
@@ -36,23 +63,30 @@ def title_of(key: str, how: dict) -> str:
 
 
 def feature_table(results: dict[str, dict]) -> str:
-    """Results of `Evaluator` with feature networks, of one corruption, as Markdown: a row per model, original and blank hole first.
+    """`feature_tables` as Markdown."""
+    return "\n\n".join(f"{one['caption']}\n\n{table(one['head'], one['rows'])}" for one in feature_tables(results))
+
+
+def feature_tables(results: dict[str, dict], title: str = "") -> list[dict]:
+    """Results of `Evaluator` with feature networks, of one corruption: a row per model, original and blank hole first.
 
     Args:
         results: {model name: result}; all of one original, corruption and selection of pictures.
+
+    Returns:
+        A table per network and region.
     """
-    lines = []
-    first = next(iter(results.values()))
-    for place, how in enumerate(first["retain"]["features"]):
+    found, first = [], next(iter(results.values()))
+    for place, how in enumerate(first["retain"].get("features", ())):
         keys = [key for key in SCORES if key in how]
-        head = [f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget")]
-        lines += [describe_scores(how), "", f"| model | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+        head = ["model", *(f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget"))]
         rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
+        lines = []
         for model, (result, kind) in (rows | {name: (result, "") for name, result in results.items()}).items():
             figures = [result[s]["features"][place].get(kind + key) for key in keys for s in ("retain", "forget")]
-            lines.append(f"| {model} | {' | '.join('' if f is None else f'{f:.3g}' for f in figures)} |")
-        lines.append("")
-    return "\n".join(lines).strip()
+            lines.append([model, *("" if f is None else f"{f:.3g}" for f in figures)])
+        found.append({"title": title, "caption": describe_scores(how), "head": head, "rows": lines})
+    return found
 
 
 def describe_scores(how: dict) -> str:
@@ -61,7 +95,8 @@ def describe_scores(how: dict) -> str:
     few = "; **fewer pictures than dimensions, FID is biased upwards**" if how["few_samples"] else ""
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
-        f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, {how['count']} pictures per set{few}."
+        f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, "
+        f"{how['count']} pictures per set{few}."
     )
 
 

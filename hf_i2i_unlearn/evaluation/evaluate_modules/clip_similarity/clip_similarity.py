@@ -1,4 +1,4 @@
-"""Cosine similarity of embeddings as a metric of the library `evaluate`: `evaluate.load("FOLDER/clip_similarity")`. One import a line."""
+"""Cosine similarity of embeddings for the library `evaluate`: `evaluate.load("FOLDER/clip_similarity")`. One import a line."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""Frechet distance of features as a metric of the library `evaluate`: `evaluate.load("FOLDER/fid")`. One import a line, as it asks."""
+"""Frechet distance of features for the library `evaluate`: `evaluate.load("FOLDER/fid")`. One import a line, as it asks."""
 
 import datasets
 import evaluate

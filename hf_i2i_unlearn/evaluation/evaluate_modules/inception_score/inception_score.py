@@ -1,4 +1,4 @@
-"""Inception score as a metric of the library `evaluate`: `evaluate.load("FOLDER/inception_score")`. One import a line, as it asks."""
+"""Inception score for the library `evaluate`: `evaluate.load("FOLDER/inception_score")`. One import a line, as it asks."""
 
 import datasets
 import evaluate

@@ -1,0 +1,9 @@
+"""What the words for networks and regions mean. It imports nothing, for every `--help` reads it."""
+
+REGIONS = ("whole", "hole")  # what a feature network is shown: the whole picture, or the hole alone (`crop_to_hole`)
+
+FEATURES_HELP = (
+    "demo (a small classifier of digits, embedded), clip or clip:ID (any CLIPModel; ViT-H-14 if not given), classifier:ID (any "
+    "image classifier of transformers, Hub id or folder), inception or inception:FILE (torchvision's weights, downloaded if no "
+    "file is given), fid_inception:FILE (those of pytorch-fid or torch-fidelity), places365:FILE (the ResNet-50 of Places-365)"
+)

@@ -1,0 +1,133 @@
+"""A stranger's metric, feature network, family and method, measured: classes made here, used through the public names alone."""
+
+import pytest
+import torch
+from conftest import make_dataset
+from helpers.family import Smoother
+from torch import nn
+
+from hf_i2i_unlearn import (
+    PSNR,
+    CenterCrop,
+    Evaluator,
+    FeatureNetwork,
+    HoleError,
+    ImageReader,
+    InputError,
+    Metric,
+    evaluate,
+    markdown_table,
+    undecoded,
+)
+
+ROWS = list(undecoded(make_dataset(12)))
+SETS = {"forget": ROWS[:5], "retain": ROWS[5:]}
+T = CenterCrop(2)
+
+
+class Bright(Metric):
+    """How much brighter the hole is than it should be, in grey levels of 255."""
+
+    name, title = "bright", "brighter by"
+
+    def __call__(self, completed, truth, hole):
+        assert 0 <= truth.min() and truth.max() <= 1
+        return 255 * ((completed - truth) * hole).flatten(1).sum(1) / (hole.flatten(1).sum(1) * truth.shape[1])
+
+    def text(self, value):
+        return f"{value:+.1f} levels"
+
+
+class Largest(Metric):
+    """The largest error, normalised."""
+
+    name, unit = "largest", False
+
+    def __call__(self, completed, truth, hole):
+        return ((completed - truth).abs() * hole).flatten(1).amax(1)
+
+
+@pytest.fixture
+def reader(processor):
+    return ImageReader(processor, 3)
+
+
+def test_a_metric_is_a_figure_and_a_pair_of_columns(reader):
+    """Against a loop over pictures; and without it everything is as it was."""
+    original, model = Smoother(0.5), Smoother(0.8)
+    metrics = (Bright(), Largest())
+    result = evaluate(model, original, SETS, reader, T, metrics=metrics, batch_size=2, progress=False)
+    for name, rows in SETS.items():
+        x = reader.pixels([reader.decode(row) for row in rows])
+        mask = T(original.grid, range(len(rows)))
+        hole = original.hole(mask).expand_as(x)
+        for prefix, one in (("", model), ("original_", original)):
+            made = one.generate(x, mask)
+            bright = 255 * (reader.unit(made) - reader.unit(x))[hole].view(len(rows), -1).mean(1).mean()
+            assert result[name][prefix + "bright"] == pytest.approx(bright.item(), rel=1e-4)
+            largest = (made - x).abs()[hole].view(len(rows), -1).amax(1).mean()
+            assert result[name][prefix + "largest"] == pytest.approx(largest.item(), rel=1e-5)
+    table = markdown_table(result, metrics).splitlines()
+    assert table[0].endswith("| PSNR before | after | brighter by before | after | largest before | after | drift |")
+    r = result["forget"]
+    assert f"| {r['original_bright']:+.1f} levels | {r['bright']:+.1f} levels | {r['original_largest']:.3g} |" in table[3]
+    assert "| bright before | after | largest before |" in markdown_table(result)  # without its object: by its key
+
+    plain = evaluate(model, original, SETS, reader, T, progress=False)
+    added = ("bright", "largest", "original_bright", "original_largest")
+    assert plain["forget"] == pytest.approx({k: v for k, v in r.items() if k not in added}, rel=1e-6)
+    assert markdown_table(plain).splitlines()[0] == (
+        "| set | pictures | hole MSE before | after | PSNR before | after | drift |"
+    )
+
+
+def named(word):
+    return type("Named", (Bright,), {"name": word})()
+
+
+@pytest.mark.parametrize(
+    "metrics, words",
+    [
+        ([named("")], "The metric Named needs a name of one word, such as 'ssim'; got ''"),
+        ([named("two words")], "got 'two words'"),
+        ([named("mse")], "The name 'mse' of a metric is taken"),
+        ([named("drift")], "'drift' of a metric is taken"),
+        ([named("fid")], "'fid' of a metric is taken"),
+        ([named("original_x")], "'original_x' of a metric is taken"),
+        ([Bright(), Bright()], "'bright' of a metric is taken"),
+        (["psnr"], r"such as HoleError\(\); got 'psnr'"),
+        ([Bright], "got the class Bright"),
+    ],
+)
+def test_a_metric_without_a_name_of_its_own_is_refused_when_the_evaluator_is_made(reader, metrics, words):
+    with pytest.raises(InputError, match=words):
+        Evaluator(Smoother(0.5), SETS, reader, T, metrics=metrics)
+
+
+def test_a_metric_that_gives_one_number_is_refused(reader):
+    class Mean(Bright):
+        def __call__(self, completed, truth, hole):
+            return (completed - truth).mean()
+
+    with pytest.raises(InputError, match=r"'bright' must give a tensor with a value per picture, \(5,\); got shape \(\)"):
+        evaluate(Smoother(0.8), Smoother(0.5), SETS, reader, T, metrics=[Mean()], progress=False)
+
+
+def test_the_built_in_metrics_by_hand():
+    a, b = torch.zeros(1, 2, 2, 2), torch.tensor([[[[0.1, 9], [9, 9]], [[0.3, 9], [9, 9]]]])
+    hole = torch.tensor([[[[True, False], [False, False]]]])
+    assert HoleError()(a, b, hole).tolist() == pytest.approx([(0.01 + 0.09) / 2])
+    assert PSNR()(a, b, hole).tolist() == pytest.approx([-10 * torch.tensor(0.05).log10().item()])
+    assert (PSNR.higher_is_better, HoleError.higher_is_better, PSNR.unit, HoleError.unit) == (True, False, True, False)
+
+
+def test_a_feature_network(reader):
+    """Any module: its scores are in the result and in the table, under another T too."""
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the mean colour
+    network = FeatureNetwork(module, "mean colour", (8, 8), mean=0.0, std=1.0)
+    evaluator = Evaluator(Smoother(0.5), SETS, reader, T, features=[network], keep_original=True, metrics=[Bright()])
+    for one in (evaluator, evaluator.under(CenterCrop(1))):
+        result = one(Smoother(0.8), progress=False)
+        assert [how["network"] for how in result["forget"]["features"]] == ["mean colour"] * 2
+        assert "bright" in result["forget"] and result["forget"]["features"][0]["fid"] >= 0
+    assert evaluator(Smoother(0.8), progress=False) == evaluator.under(T)(Smoother(0.8), progress=False)
