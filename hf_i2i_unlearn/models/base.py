@@ -15,13 +15,61 @@ PATCHES_FILE = "patches.json"  # beside a patch that was trained on top of other
 
 
 class I2IModel(nn.Module, abc.ABC):
-    """h = D o E (eq. 1) around a library's own model, which stays loadable by its own library.
+    """A family: h = D o E (eq. 1) around a library's own model, which stays loadable by its own library.
 
-    `forward` encodes, and nothing else: it is what DDP, FSDP and `torch.compile` see. `generate` completes pictures.
-    Pixel values are normalised images (B, C, H, W) as the family's image processor makes them; masks are boolean
-    (B, rows, cols) over the patch grid, True = hidden, as `corruptions` makes them.
+    To bring a family of your own, write a subclass and give it to `load_model(path, family=...)`, or make one yourself and give
+    it to `UnlearningTrainer` and `Evaluator`. It needs:
 
-    A family sets `model` (the inner library model) and the properties below.
+    - `model`, set in `__init__`: the inner model. It has `save_pretrained(folder)` and a class method
+      `from_pretrained(folder)`, as models of transformers and diffusers have, and any module with huggingface_hub's
+      `PyTorchModelHubMixin`.
+    - `family`, `image_size`, `channels` and `grid`, as class attributes or properties.
+    - `forward`, which encodes, and nothing else: it is what DDP, FSDP and `torch.compile` see.
+    - `generate`, which completes pictures, and `training_loss`, which methods in the output space train with.
+    - `encoder_modules`, the inner modules that are trained. D must not read their weights.
+    - `from_pretrained`, a class method, for `load_model`.
+
+    Pictures are normalised (B, C, H, W), as the model's image processor makes them. Masks are boolean (B, rows, cols) over the
+    grid, True = hidden; `hole` makes pixels of them. The smallest example fills holes by one convolution each way::
+
+        class Autoencoder(nn.Module, PyTorchModelHubMixin):
+            def __init__(self, width: int = 8):
+                super().__init__()
+                self.encoder = nn.Conv2d(3, width, 4, stride=4)
+                self.decoder = nn.ConvTranspose2d(width, 3, 4, stride=4)
+
+
+        class I2IAutoencoder(I2IModel):
+            family, image_size, channels, grid = "autoencoder", (16, 16), 3, (4, 4)
+
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            @classmethod
+            def from_pretrained(cls, path, **options):
+                return cls(Autoencoder.from_pretrained(path, **options))
+
+            def encoder_modules(self):
+                return [self.model.encoder]
+
+            def forward(self, pixel_values, draw):  # (B, 3, 16, 16), (B, 4, 4) -> (B, width, 4, 4)
+                hole = self.hole(draw).to(pixel_values.device)
+                return self.model.encoder(pixel_values.masked_fill(hole, 0))
+
+            @torch.no_grad()
+            def generate(self, pixel_values, mask, seeds=None):
+                hole = self.hole(mask).to(pixel_values.device)
+                return torch.where(hole, self.model.decoder(self(pixel_values, mask)), pixel_values)
+
+            def training_loss(self, pixel_values, draw, target=None):  # -> (B,)
+                target = pixel_values if target is None else target
+                error = (self.model.decoder(self(pixel_values, draw)) - target).square()
+                hole = self.hole(draw).to(error)
+                return (error * hole).flatten(1).sum(1) / (hole.flatten(1).sum(1) * self.channels)
+
+    The rest has defaults for a model like this one, whose encoder draws nothing beside T: `draw`, `noised`, `noise_like` and
+    `levels` are for models with a diffusion time or a latent space. A run's options reach `from_pretrained` by `run_options`.
     """
 
     model: nn.Module
@@ -103,7 +151,7 @@ class I2IModel(nn.Module, abc.ABC):
         """
         try:
             self.model.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise InputError(f"Gradient checkpointing is not possible: {error}") from None
 
     def save_pretrained(self, folder, **kwargs) -> None:

@@ -183,7 +183,7 @@ def identity(original: I2IModel):
     simple = (bool, int, float, str, tuple, type(None))
     yield type(plain).__name__
     yield {k: v for k, v in vars(plain).items() if isinstance(v, simple) and k != "training"}
-    config = plain.model.config
+    config = getattr(plain.model, "config", {})  # a family of somebody else may have none
     config = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else config
     yield {k: v for k, v in config.items() if k != "_name_or_path"}
     for name, tensor in sorted(plain.state_dict().items()):
