@@ -114,7 +114,7 @@ def test_hole_errors_are_those_of_the_evaluator(setting):
     model = make_mae()
     expected = Evaluator(model, {"forget": ROWS}, setting.reader, RandomMask(0.5), 6)(model, progress=False)
     errors = hole_errors(model, ROWS, RandomMask(0.5), setting)
-    assert errors.shape == (16,) and errors.mean() == pytest.approx(expected["forget"]["mse"], rel=1e-6)
+    assert errors.shape == (16,) and errors.mean() == pytest.approx(expected["forget"]["mse"], rel=1e-5)
     assert model.training
 
 
@@ -138,7 +138,7 @@ def test_an_untouched_model_relearns_in_no_step(setting, trained):
     target = 1.25 * mean_error(trained, setting)
     found = relearn(trained, ROWS[:8], ROWS, T, setting, target=target, learning_rate=1e-3, steps=5, batch_size=4)
     assert found["steps"] == 0 and len(found["curve"]) == 1
-    assert found["error"] == pytest.approx(target / 1.25)
+    assert found["error"] == pytest.approx(target / 1.25, rel=1e-5)
 
 
 def test_a_scrambled_encoder_takes_steps_and_the_best_rate_is_found(setting, trained):

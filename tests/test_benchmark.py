@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.close import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def test_the_reference_pattern_is_equation_10(tmp_path):
     torch.manual_seed(7)
     optimizer = torch.optim.SGD([weight], lr=1.0)
     benchmark_steps.reference_step(student, teacher, batch, optimizer)()
-    torch.testing.assert_close(weight.detach(), expected)
+    assert_close(weight.detach(), expected)
 
 
 def test_floors():

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers.close import assert_close
 from torch.nn.functional import (
     avg_pool2d,
     conv1d,
@@ -116,7 +117,7 @@ def test_the_names_mean_what_palette_means_by_them(attention, layers):
     gamma = torch.tensor([0.9, 0.02])
     with torch.no_grad():
         theirs, _ = palette_forward(unet_to_palette(unet), x, gamma, lambda c: c // 4, layers, 4)
-        torch.testing.assert_close(unet(x, gamma).sample, theirs, atol=1e-5, rtol=1e-5)
+        assert_close(unet(x, gamma).sample, theirs)
 
 
 @pytest.mark.parametrize("attention, layers", [((), 2), ((1,), 2), ((0, 2), 1)])
@@ -158,14 +159,14 @@ def test_outputs_of_the_original(original):
     unet.time_embedding.register_forward_hook(lambda module, args, output: seen.update(embedding=output))
     unet.time_proj.register_forward_hook(lambda module, args, output: seen.update(sinusoids=output))
     with torch.no_grad():
-        torch.testing.assert_close(unet(x, gamma).sample, tensors["output.unet"], atol=5e-5, rtol=1e-4)
-        torch.testing.assert_close(seen["embedding"], tensors["output.cond_embed"], atol=5e-5, rtol=1e-4)
-        torch.testing.assert_close(seen["sinusoids"], tensors["output.gamma_embedding"], atol=5e-5, rtol=1e-4)
+        assert_close(unet(x, gamma).sample, tensors["output.unet"], 1e-4)
+        assert_close(seen["embedding"], tensors["output.cond_embed"], 1e-4)
+        assert_close(seen["sinusoids"], tensors["output.gamma_embedding"], 1e-4)
         # and the re-implementation of the tests above is the original too
         theirs, features = palette_forward(weights(tensors), x, gamma, lambda c: c // 16, 2, 32)
-    torch.testing.assert_close(theirs, tensors["output.unet"], atol=5e-5, rtol=1e-4)
+    assert_close(theirs, tensors["output.unet"], 1e-4)
     for k, feature in enumerate(features):
-        torch.testing.assert_close(feature, tensors[f"output.feat.{k:02d}"], atol=5e-5, rtol=1e-4)
+        assert_close(feature, tensors[f"output.feat.{k:02d}"], 1e-4)
 
 
 def test_the_original_there_and_back(original):
@@ -173,7 +174,7 @@ def test_the_original_there_and_back(original):
     unet = palette_to_unet(theirs, image_size=16, num_head_channels=16)
     scheduler = palette_scheduler(theirs["gammas"])
     assert (scheduler.config.beta_start, scheduler.config.beta_end, len(scheduler.betas)) == (1e-6, 0.01, 2000)
-    torch.testing.assert_close(scheduler.alphas_cumprod, theirs["gammas"], atol=5e-7, rtol=1e-4)
+    assert_close(scheduler.alphas_cumprod, theirs["gammas"], 1e-6)
     back = unet_to_palette(unet, scheduler)
     assert set(back) == set(theirs)
     for name, tensor in theirs.items():
@@ -191,10 +192,10 @@ def test_schedules_are_read_off_their_gammas(steps, start, end):
 def test_other_schedules_are_kept_step_by_step():
     gammas = torch.cos(torch.linspace(0.01, 1.5, 100, dtype=torch.float64)).square().float()
     scheduler = palette_scheduler(gammas)
-    torch.testing.assert_close(scheduler.alphas_cumprod, gammas, atol=1e-6, rtol=1e-4)
+    assert_close(scheduler.alphas_cumprod, gammas, 1e-6)
     back = unet_to_palette(small_unet(), scheduler)
-    torch.testing.assert_close(back["gammas"], gammas)
-    torch.testing.assert_close(back["sqrt_recip_gammas"], gammas.rsqrt())
+    assert_close(back["gammas"], gammas)
+    assert_close(back["sqrt_recip_gammas"], gammas.rsqrt())
 
 
 def test_an_unlearned_checkpoint_loses_its_teacher():

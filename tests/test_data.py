@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, png
+from helpers.close import assert_close
 
 from hf_i2i_unlearn import ForgetRetainPairs, ForgetRetainStream, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
@@ -92,8 +93,8 @@ def test_collator_normalises_and_balances(processor):
     batch = PairCollator(reader)([pairs[t] for t in range(4)])
     assert batch["forget"].shape == batch["retain"].shape == (4, 3, 16, 16) and batch["skipped"] == 0
     raw = np.asarray(datasets.Image().decode_example(pairs[0]["retain"]["image"]), dtype=np.float32) / 255
-    torch.testing.assert_close(batch["retain"][0], torch.tensor((raw - 0.5) / 0.25).movedim(-1, 0))
-    torch.testing.assert_close(reader.unit(batch["retain"][0]), torch.tensor(raw).movedim(-1, 0))
+    assert_close(batch["retain"][0], torch.tensor((raw - 0.5) / 0.25).movedim(-1, 0))
+    assert_close(reader.unit(batch["retain"][0]), torch.tensor(raw).movedim(-1, 0))
     assert batch["seeds"].tolist() == [pairs[t]["seeds"] for t in range(4)]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 from huggingface_hub import ModelCard
 from test_unet import make_unet
 from torch import nn
@@ -32,8 +33,8 @@ from hf_i2i_unlearn import (
 from hf_i2i_unlearn.commands.words import parse_corruption
 from hf_i2i_unlearn.data.pairs import seeds_for
 from hf_i2i_unlearn.evaluation.completions import completions, embeddings
-from hf_i2i_unlearn.evaluation.metrics import hole_mse
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
+from hf_i2i_unlearn.evaluation.metrics import hole_mse
 from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +166,7 @@ def test_scores_are_the_same_again_and_in_other_batches(processor):
             assert b[key] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), key
             if key.startswith(("original_", "blank_", "true_")):  # the same whichever model is measured
                 assert c[key] == value
-        assert c["fid"] == pytest.approx(c["original_fid"]) and "inception_score_std" in c
+        assert c["fid"] == pytest.approx(c["original_fid"], rel=1e-4) and "inception_score_std" in c
 
 
 def test_few_pictures_are_marked(processor):
@@ -192,7 +193,7 @@ def test_cross_validation(processor):
     second = original.generate(first, ~mask)
     assert torch.equal(second[:, :, 4:12, 4:12], first[:, :, 4:12, 4:12])  # the filling is kept
     elsewhere = torch.where(model.hole(mask), first, torch.randn_like(first))
-    torch.testing.assert_close(original.generate(elsewhere, ~mask), second)  # and nothing else
+    assert_close(original.generate(elsewhere, ~mask), second)  # and nothing else
     assert result["mse"] == pytest.approx((second - x).square().mean().item(), rel=1e-5)
     before = original.generate(original.generate(x, mask), ~mask)
     assert result["original_mse"] == pytest.approx((before - x).square().mean().item(), rel=1e-5)
@@ -223,11 +224,11 @@ def test_embeddings_are_those_of_the_completions(processor):
     reader = ImageReader(processor, 3)
     found = embeddings(models, reader, RandomMask(0.5), ROWS, network, "whole", seed=3, batch_size=4)
     columns = completions(models, reader, RandomMask(0.5), ROWS, seed=3)
-    torch.testing.assert_close(found["true"], network.embed(columns["image"]))
-    torch.testing.assert_close(found["b"], network.embed(columns["b"]), rtol=1e-4, atol=1e-5)
+    assert_close(found["true"], network.embed(columns["image"]))
+    assert_close(found["b"], network.embed(columns["b"]))
     hole = embeddings(models, reader, CenterCrop(2), ROWS, network, "hole", seed=3)
     wanted = network.embed(completions(models, reader, CenterCrop(2), ROWS, seed=3)["a"][:, :, 4:12, 4:12])
-    torch.testing.assert_close(hole["a"], wanted, rtol=1e-4, atol=1e-5)
+    assert_close(hole["a"], wanted)
 
 
 def test_ratio_of_a_crop():
@@ -363,7 +364,7 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     again = json.loads((tmp_path / "one" / "results.json").read_text())["results"]
     assert again["center:2"]["unlearned"] == figures
     same = again["cross_validation center:2"]["self"]["forget"]
-    assert same["drift"] == 0 and same["features"][0]["fid"] == pytest.approx(same["features"][0]["original_fid"])
+    assert same["drift"] == 0 and same["features"][0]["fid"] == pytest.approx(same["features"][0]["original_fid"], rel=1e-4)
     assert list((tmp_path / "one").glob("ratio-*-hole.png"))
     assert (
         list((tmp_path / "one").glob("alpha-*-whole.png"))
@@ -398,9 +399,8 @@ def test_the_recipe_measures_diffusion(tmp_path, unlearned, processor, recipe):
     write_network(tmp_path / "network")
     recipe("--models", tmp_path / "unet-unlearned", "--features", f"classifier:{tmp_path}/network", "--pictures", 0)
     found = json.loads((tmp_path / "evaluated" / "results.json").read_text())["results"]["center:8"]["unet-unlearned"]
-    assert found["forget"]["count"] == 4 and found["forget"]["drift"] == pytest.approx(
-        0, abs=1e-6
-    )  # the same weights and draws
+    # The same weights and draws: a square of rounding errors.
+    assert found["forget"]["count"] == 4 and found["forget"]["drift"] < 1e-6 * found["forget"]["mse"]
     assert found["forget"]["features"][1]["fid"] == pytest.approx(found["forget"]["features"][1]["original_fid"], rel=1e-4)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset
+from helpers.close import assert_close
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -63,7 +64,7 @@ def test_clip_is_the_libraries_own_embedding(tmp_path):
     with torch.no_grad():
         wanted = model.get_image_features(pixel_values=x).pooler_output
     features, logits = network(IMAGES)
-    torch.testing.assert_close(features, wanted)
+    assert_close(features, wanted)
     assert features.shape == (4, 12) and logits is None and not network.classifies
     assert network.describe()["resize"] == "bicubic, antialiased" and network.describe()["kind"] == "clip"
 
@@ -76,15 +77,15 @@ def test_classifier_features_are_what_its_head_reads(tmp_path, channels):
     with torch.no_grad():
         pooled = model.resnet(x).pooler_output.flatten(1)
         features, logits = network(IMAGES)
-        torch.testing.assert_close(features, pooled)
-        torch.testing.assert_close(logits, model(x).logits)
-        torch.testing.assert_close(logits, model.classifier[1](features))
+        assert_close(features, pooled)
+        assert_close(logits, model(x).logits)
+        assert_close(logits, model.classifier[1](features))
     # What it is given: resized like PIL, luma for one channel, normalised.
     assert network.resize == "bilinear"
     grey = IMAGES.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     mean = nn.functional.interpolate(grey[:, :1], (16, 16), mode="bilinear", antialias=True)
-    torch.testing.assert_close(network.prepare(grey)[:, :1], (mean - 0.4) / 0.2, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(network.prepare(grey), network.prepare(grey[:, :1]), rtol=1e-4, atol=1e-4)
+    assert_close(network.prepare(grey)[:, :1], (mean - 0.4) / 0.2)
+    assert_close(network.prepare(grey), network.prepare(grey[:, :1]))
 
 
 def test_any_classifier_and_any_module(tmp_path):
@@ -103,7 +104,7 @@ def test_any_classifier_and_any_module(tmp_path):
     assert features.shape == (4, 12) and logits.shape == (4, 3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6))
     network = FeatureNetwork(module, "mine", (4, 4), mean=0.0, std=1.0)
-    torch.testing.assert_close(network.embed(IMAGES), module(network.prepare(IMAGES)))
+    assert_close(network.embed(IMAGES), module(network.prepare(IMAGES)))
     assert (
         not any(p.requires_grad for p in network.parameters()) and network.describe()["range"] == "(x - 0) / 1 of x in [0, 1]"
     )
@@ -150,10 +151,10 @@ def test_inception_from_a_file(tmp_path):
     network = load_inception(str(tmp_path / "weights.pth"), fid=True)
     features, logits = network(IMAGES[:1])
     with torch.no_grad():
-        torch.testing.assert_close(logits, source(network.prepare(IMAGES[:1])))
+        assert_close(logits, source(network.prepare(IMAGES[:1])))
     assert features.shape == (1, 2048) and network.describe()["input"] == [3, 299, 299]
     assert network.describe()["resize"] == "bilinear"  # pytorch-fid's, without antialiasing
-    torch.testing.assert_close(logits, nn.functional.linear(features, source.fc.weight, source.fc.bias))
+    assert_close(logits, nn.functional.linear(features, source.fc.weight, source.fc.bias))
     with pytest.raises(InputError, match="does not hold the Inception-v3"):
         load_inception(str(tmp_path / "weights.pth"))
 
@@ -179,7 +180,7 @@ def test_inception_agrees_with_torchvision():
     network.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("AuxLogits.")})
     x = torch.rand(1, 3, 299, 299) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(network(x), reference(x))
+        assert_close(network(x), reference(x))
 
 
 class TorchvisionBottleneck(nn.Module):
@@ -228,7 +229,7 @@ def test_places365_from_its_file(tmp_path):
     network = load_places365(str(tmp_path / "places.pth.tar"))
     features, logits = network(IMAGES[:1])
     with torch.no_grad():
-        torch.testing.assert_close(logits, source(network.prepare(IMAGES[:1])), rtol=1e-4, atol=1e-5)
+        assert_close(logits, source(network.prepare(IMAGES[:1])), 1e-4)
     assert features.shape == (1, 2048)
 
 
@@ -262,15 +263,15 @@ def test_crop_to_hole():
     hole[0, :, 1:5, 2:6] = True  # one rectangle each, at different places
     hole[1, :, :4, :4] = True
     crops = crop_to_hole(images, hole, (4, 4), torch.tensor([0.5]))
-    torch.testing.assert_close(crops[0, 0], images[0, 0, 1:5, 2:6])
-    torch.testing.assert_close(crops[1, 0], images[1, 0, :4, :4])
+    assert_close(crops[0, 0], images[0, 0, 1:5, 2:6])
+    assert_close(crops[1, 0], images[1, 0, :4, :4])
     # A hole that is no rectangle: what is visible of its box takes one colour.
     hole[0] = False
     hole[0, 0, [0, 5], [0, 5]] = True
     crops = crop_to_hole(images, hole, (6, 6), torch.tensor([0.5]))
     wanted = torch.full((6, 6), 0.5)
     wanted[0, 0], wanted[5, 5] = images[0, 0, 0, 0], images[0, 0, 5, 5]
-    torch.testing.assert_close(crops[0, 0], wanted)
+    assert_close(crops[0, 0], wanted)
     # Nothing outside the hole has an influence.
     changed = torch.where(hole, images, torch.rand(2, 1, 6, 6))
     assert torch.equal(crop_to_hole(changed, hole, (6, 6), torch.tensor([0.5])), crops)
@@ -281,9 +282,9 @@ def test_views_of_training():
     item = {"picture": picture, "label": torch.tensor(1), "seed": None, "view": 1.0}
     collate = ViewCollator([0.5] * 3, [0.25] * 3, flip=True)
     whole = collate([item])
-    torch.testing.assert_close(whole["pixel_values"][0] * 0.25 + 0.5, picture / 255)
+    assert_close(whole["pixel_values"][0] * 0.25 + 0.5, picture / 255)
     centre = collate([item | {"view": 0.5}])["pixel_values"][0] * 0.25 + 0.5
-    torch.testing.assert_close(centre.mean((1, 2)), (picture / 255)[:, 2:6, 2:6].mean((1, 2)), rtol=0.02, atol=0.02)
+    assert_close(centre.mean((1, 2)), (picture / 255)[:, 2:6, 2:6].mean((1, 2)), 0.02)
     views = [collate([item | {"seed": s}, item | {"seed": s + 1}])["pixel_values"] for s in (1, 1, 7)]
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
     assert not torch.equal(views[0][0], views[0][1])
@@ -297,7 +298,7 @@ def test_muon_of_convolutions():
     weight = nn.Parameter(torch.zeros(6, 5, 2, 4))
     weight.grad = matrix.view_as(weight).clone()
     FlatMuon([weight], lr=0.5).step()
-    torch.testing.assert_close(weight.detach().flatten(1), -0.5 * orthogonalised(matrix), rtol=1e-3, atol=1e-4)
+    assert_close(weight.detach().flatten(1), -0.5 * orthogonalised(matrix), 1e-3)
 
 
 def test_training_a_classifier(tmp_path):

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close, is_close
 from hub_server import Hub
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.utils import close_session
@@ -291,13 +292,11 @@ def test_a_round_trip_over_http(runs, family, kind):
     original = load_model(str(tmp_path / "originals" / family)).model
     there = load_file(tmp_path / f"{family}-{kind}.safetensors")["output"]
     with torch.no_grad():
-        assert not torch.allclose(compute(original), there, atol=1e-3)
+        assert not is_close(compute(original), there, 1e-3)
         here = load_model(str(folder)).model if kind == "full" else PeftModel.from_pretrained(original, folder)
-        torch.testing.assert_close(compute(here), there, atol=1e-5, rtol=1e-5)
+        assert_close(compute(here), there)
         if kind == "lora":
-            torch.testing.assert_close(
-                load_file(tmp_path / f"{family}-ours.safetensors")["output"], there, atol=1e-5, rtol=1e-5
-            )
+            assert_close(load_file(tmp_path / f"{family}-ours.safetensors")["output"], there)
 
 
 @pytest.mark.parametrize("family", FORGET)

@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionInpaintPipeline,
 )
+from helpers.close import assert_close, is_close
 from latent_pipeline import (
     make_conditional,
     make_latent,
@@ -73,14 +74,14 @@ def test_levels_are_what_the_librarys_up_blocks_read(unet, pixels):
             hook.remove()
         encoded = unet(pixels, draw)
     expected = [*seen["residuals"], seen["middle"]]
-    torch.testing.assert_close(encoded, torch.cat([level.flatten(1) for level in expected], 1), atol=1e-4, rtol=1e-4)
+    assert_close(encoded, torch.cat([level.flatten(1) for level in expected], 1), 1e-4)
     assert [p.shape[1] for p in unet.levels(encoded)] == [e[0].numel() for e in expected]
 
 
 def test_shift_factor(pixels):
     plain, shifted = make_latent(), make_latent(vae=make_vae(shift_factor=0.7))
-    torch.testing.assert_close(shifted.encode(pixels), plain.encode(pixels) - 0.5 * 0.7)
-    torch.testing.assert_close(shifted.decode(shifted.encode(pixels)), plain.decode(plain.encode(pixels)))
+    assert_close(shifted.encode(pixels), plain.encode(pixels) - 0.5 * 0.7)
+    assert_close(shifted.decode(shifted.encode(pixels)), plain.decode(plain.encode(pixels)))
 
 
 def test_the_original_encoder_sees_latent_noise_in_the_hole_alone(unet, pixels):
@@ -110,10 +111,10 @@ def test_ours_is_equation_c25_in_latent_space():
     gamma, hole = draws[1].gamma.view(-1, 1, 1, 1), teacher.sample_hole(draws[1].mask)
     noisy = gamma.sqrt() * teacher.encode(x_f) + (1 - gamma).sqrt() * draws[1].noise
     masked = teacher.encode(torch.where(teacher.hole(draws[1].mask), 0.0, x_f))
-    torch.testing.assert_close(seen[0], torch.cat([torch.where(hole, n, noisy), hole.float(), masked], 1))
+    assert_close(seen[0], torch.cat([torch.where(hole, n, noisy), hole.float(), masked], 1))
     square = lambda a, b: (a - b).square().mean(1)
-    torch.testing.assert_close(retain, square(student(x_r, draws[0]), teacher(x_r, draws[0])), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(forget, square(student(x_f, draws[1]), target), atol=1e-5, rtol=1e-4)
+    assert_close(retain, square(student(x_r, draws[0]), teacher(x_r, draws[0])), 1e-4)
+    assert_close(forget, square(student(x_f, draws[1]), target), 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -132,13 +133,14 @@ def test_training_loss_by_hand(pixels, kind):
             velocity = gamma**0.5 * eta - (1 - gamma) ** 0.5 * clean[i]
             wanted = {"epsilon": eta, "v_prediction": velocity, "sample": clean[i]}[kind]
             expected.append(((predicted - wanted)[hole[i]] ** 2).mean())
-        torch.testing.assert_close(unet.training_loss(pixels, draw, picture), torch.stack(expected), atol=1e-4, rtol=1e-4)
+        assert_close(unet.training_loss(pixels, draw, picture), torch.stack(expected), 1e-4)
 
 
 def test_a_draw_depends_on_its_own_seed_alone(unet, pixels):
     whole = unet.draw(pixels, MASK, SEEDS)
     part = make_latent().draw(pixels[1:2], MASK[1:2], SEEDS[1:2])
-    assert all(torch.equal(a[1:2], b) for a, b in zip(whole, part))
+    for a, b in zip(whole, part):  # among the fields are latents, whose last bits go with the size of the batch
+        assert_close(b, a[1:2])
 
 
 # Generation
@@ -161,7 +163,7 @@ def test_generation_is_that_of_stable_diffusions_pipeline(pipeline, pixels, samp
         output_type="latent",
     ).images  # fmt: skip
     restored = ours._restore(pixels, MASK, noise, None)
-    torch.testing.assert_close(restored, ours.decode(expected), atol=1e-4, rtol=1e-3)
+    assert_close(restored, ours.decode(expected), 1e-3)
     completed = ours.generate(pixels, MASK, SEEDS)
     assert torch.equal(completed[~hole.bool().expand_as(pixels)], pixels[~hole.bool().expand_as(pixels)])
 
@@ -187,18 +189,18 @@ def test_a_perfect_network_restores_the_truth_unclipped(pixels, sampler):
     truth = 3 * torch.randn(3, 4, 8, 8)
     unet.model = Oracle(unet.model, truth, unet.scheduler.alphas_cumprod)
     noise = torch.randn(3, 4, 8, 8)
-    torch.testing.assert_close(unet._restore(pixels, MASK, noise, None), unet.decode(truth), atol=0.1, rtol=0.05)
+    assert_close(unet._restore(pixels, MASK, noise, None), unet.decode(truth), 0.05)
 
 
 def test_completion_depends_on_picture_and_seed_alone_and_not_on_what_is_hidden(unet, pixels):
     unet.sample_with(DDPMScheduler)
     whole = unet.generate(pixels, MASK, SEEDS)
     parts = [unet.generate(pixels[s], MASK[s], SEEDS[s]) for s in (slice(0, 1), slice(1, 3))]
-    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(whole, unet.generate(pixels, MASK, [21, 22, 23]))
+    assert_close(torch.cat(parts), whole, 1e-4)
+    assert not is_close(whole, unet.generate(pixels, MASK, [21, 22, 23]), 1e-2)
     hole = unet.hole(MASK).expand_as(pixels)
     completed = unet.generate(torch.where(hole, torch.rand_like(pixels), pixels), MASK, SEEDS)
-    torch.testing.assert_close(completed, whole)
+    assert_close(completed, whole)
 
 
 def test_training_and_sampling_draw_from_different_streams(unet, pixels):
@@ -247,8 +249,9 @@ def test_the_cache_is_bounded_and_can_be_off(pixels):
     for size in (0, 2):
         unet = make_latent(cache=size)
         whole = unet.encode(pixels)
-        assert len(unet.known.known) == size and torch.equal(unet.encode(pixels), whole)
-        assert torch.equal(whole, make_latent().encode(pixels))
+        assert len(unet.known.known) == size
+        assert_close(unet.encode(pixels), whole)  # the last bits go with the size of the batch: of 3, or of the one not kept
+        assert_close(whole, make_latent().encode(pixels))
 
 
 def test_the_frozen_parts_stay_frozen(unet):
@@ -310,7 +313,7 @@ def test_the_text_is_that_of_the_pipeline(pipeline):
     theirs = DiffusionPipeline.from_pretrained(pipeline)
     for prompt in ("", "a h"):
         expected = theirs.encode_prompt(prompt, "cpu", 1, False)[0]
-        torch.testing.assert_close(I2IUNet.from_pretrained(str(pipeline), prompt=prompt, patch_size=2).text, expected)
+        assert_close(I2IUNet.from_pretrained(str(pipeline), prompt=prompt, patch_size=2).text, expected)
 
 
 def test_a_pipeline_on_the_hub_is_fetched_without_pickles_and_code(pipeline, tmp_path, monkeypatch):

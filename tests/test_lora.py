@@ -11,6 +11,7 @@ import test_unet_training
 import torch
 from conftest import make_mae
 from diffusers import UNet2DConditionModel
+from helpers.close import assert_close, is_close
 from latent_pipeline import save_pipeline
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -52,17 +53,14 @@ def outputs(model, family):
         return model(x, model.draw(x, mask, SEEDS)), model.generate(x, mask, SEEDS)
 
 
-def assert_equal(ones, twos, family):
-    """Bit for bit; a U-Net's convolutions differ in the last bits with the alignment of loaded weights in memory."""
-    if family != "diffusion":
-        assert all(torch.equal(one, two) for one, two in zip(ones, twos))
-    assert_close(ones, twos)
+def assert_alike(ones, twos):
+    """The same outputs but for the last bits, which go with the alignment of loaded weights in memory.
 
-
-def assert_close(ones, twos):
-    """Representations within 1e-5 of their largest value; completions within 1e-3, for denoising multiplies a difference."""
-    for one, two, tolerance in zip(ones, twos, (1e-5, 1e-3)):
-        torch.testing.assert_close(one, two, atol=tolerance * two.abs().max().item(), rtol=0)
+    Or with the order of the products, where a patch is merged. Denoising steps multiply a difference of completions.
+    """
+    assert len(ones) == len(twos) == 2
+    for one, two, tolerance in zip(ones, twos, (1e-4, 1e-3)):
+        assert_close(one, two, tolerance)
 
 
 def trainer_of(family, folder, model, processor, **options):
@@ -123,7 +121,9 @@ def test_the_encoder_alone_is_trained(family, tmp_path, processor):
     first = trainer.evaluate()
     trainer.train()
     last = trainer.evaluate()
-    assert first["eval_retain_drift"] == 0 and first["eval_retain_distance"] < 1e-12 and last["eval_retain_drift"] > 0
+    # The original's own outputs: at the start nothing lies between the two but squares of rounding errors.
+    assert first["eval_retain_distance"] < 1e-8 * first["eval_forget_distance"]
+    assert first["eval_retain_drift"] <= 1e-3 * last["eval_retain_drift"] > 0
     after = {name.replace(".base_layer", ""): p for name, p in model.state_dict().items() if ".lora_" not in name}
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
@@ -193,7 +193,8 @@ def test_a_trained_adapter_is_no_original(tmp_path):
     randomise(model)
     start = outputs(model.eval(), "mae")
     original = original_of(model)
-    assert not isinstance(original, AdaptersOff) and torch.equal(outputs(original, "mae")[0], start[0])
+    assert not isinstance(original, AdaptersOff)
+    assert_alike(outputs(original, "mae"), start)
     with pytest.raises(InputError, match="The model has a patch of its own; save it, and load it below a new one"):
         add_patch(model, "base")
     model.patch.save_pretrained(tmp_path)
@@ -229,7 +230,7 @@ def test_plain_peft_loads_a_patch_and_merging_is_equal(family, tmp_path):
     assert config["base_model_name_or_path"] == "some/original" and config["task_type"] is None and config["inference_mode"]
     wanted = outputs(model.eval(), family)
     loaded = PeftModel.from_pretrained(base.model, tmp_path / "patch")
-    assert_equal(wanted, outputs(base.eval(), family), family)
+    assert_alike(wanted, outputs(base.eval(), family))
     assert not any(p.requires_grad for p in loaded.parameters())
 
     before = MAKE[family]()
@@ -237,7 +238,7 @@ def test_plain_peft_loads_a_patch_and_merging_is_equal(family, tmp_path):
     merge(model)
     assert model.patch is None and model.state_dict().keys() == before.state_dict().keys()
     assert {name for name, p in model.named_parameters() if p.requires_grad} == learning
-    assert_close(outputs(model, family), wanted)
+    assert_alike(outputs(model, family), wanted)
     model.save_pretrained(tmp_path / "merged")
     again = load_model(str(tmp_path / "merged"))
     assert type(again) is type(model) and all(torch.equal(p, model.state_dict()[n]) for n, p in again.state_dict().items())
@@ -254,7 +255,7 @@ def test_load_model_brings_the_original_and_the_patches_below(family, tmp_path):
     model.patch.save_pretrained(tmp_path / "one")
     first = outputs(model.eval(), family)
     second = load_model(str(tmp_path / "one"))
-    assert_equal(first, outputs(second.eval(), family), family)
+    assert_alike(first, outputs(second.eval(), family))
     add_patch(second, tmp_path / "base", rank=4)
     randomise(second, 0.2)
     second.patch.save_pretrained(tmp_path / "two")
@@ -262,18 +263,18 @@ def test_load_model_brings_the_original_and_the_patches_below(family, tmp_path):
     both = outputs(second.eval(), family)
     loaded = load_model(str(tmp_path / "two"))
     assert loaded.patch.below == [str(tmp_path / "one"), str(tmp_path / "two")]
-    assert_equal(both, outputs(loaded.eval(), family), family)
+    assert_alike(both, outputs(loaded.eval(), family))
     # Each can be taken off, by plain peft, and the rest is what it was.
     tuner = loaded.patch.peft.base_model
     tuner.set_adapter(["patch0"])
-    assert_equal(outputs(loaded, family), first, family)
+    assert_alike(outputs(loaded, family), first)
     tuner.set_adapter(["patch1"])
     alone = load_model(str(tmp_path / "base"))
     PeftModel.from_pretrained(alone.model, tmp_path / "two")
-    assert_equal(outputs(loaded, family), outputs(alone.eval(), family), family)
+    assert_alike(outputs(loaded, family), outputs(alone.eval(), family))
     with loaded.patch.peft.disable_adapter():
         plain = load_model(str(tmp_path / "base"))
-        assert_equal(outputs(loaded, family), outputs(plain.eval(), family), family)
+        assert_alike(outputs(loaded, family), outputs(plain.eval(), family))
 
 
 def test_a_patch_of_a_pipeline(tmp_path):
@@ -292,11 +293,10 @@ def test_a_patch_of_a_pipeline(tmp_path):
     x, mask = pictures(), CenterCrop(model.grid[0] // 2)(model.grid, range(3))
     loaded = load_model(str(tmp_path / "patch"), patch_size=2)
     outs = [m.eval().generate(x, mask, SEEDS) for m in (model, wanted, loaded)]
-    assert_close(outs[:1], outs[1:2])
-    assert_close(outs[:1], outs[2:])
-    assert not torch.allclose(
-        outs[0], load_model(str(tmp_path / "pipeline"), patch_size=2).eval().generate(x, mask, SEEDS), atol=1e-3
-    )
+    assert_close(outs[1], outs[0], 1e-4)
+    assert_close(outs[2], outs[0], 1e-4)
+    original = load_model(str(tmp_path / "pipeline"), patch_size=2).eval()
+    assert not is_close(original.generate(x, mask, SEEDS), outs[0], 1e-2)
 
 
 def test_a_second_request_starts_from_the_first(tmp_path, processor):
@@ -313,11 +313,12 @@ def test_a_second_request_starts_from_the_first(tmp_path, processor):
     trainer = make_trainer(tmp_path / "out", processor, model, max_steps=3)
     trainer.train()
     assert not isinstance(original, AdaptersOff)
-    assert torch.equal(outputs(original, "mae")[0], first[0]) and torch.equal(outputs(trainer.original, "mae")[0], first[0])
+    assert_alike(outputs(original, "mae"), first)
+    assert_alike(outputs(trainer.original, "mae"), first)
     kept = load_file(tmp_path / "one" / "adapter_model.safetensors")
     now = peft.get_peft_model_state_dict(model.patch.peft, adapter_name="patch0")
     assert kept.keys() == now.keys() and all(torch.equal(kept[name], now[name]) for name in kept)
-    assert not torch.equal(outputs(model.eval(), "mae")[0], first[0])
+    assert not is_close(outputs(model.eval(), "mae")[0], first[0], 1e-3)
 
 
 def test_patches_of_another_model(tmp_path):
@@ -389,7 +390,7 @@ def test_resumed_run_ends_with_the_same_patch(tmp_path, processor, ema):
     assert not list((tmp_path / "killed").rglob("model.safetensors"))  # nor in checkpoints
     fresh = make_mae()
     PeftModel.from_pretrained(fresh.model, tmp_path / "killed")
-    assert torch.equal(outputs(fresh.eval(), "mae")[0], outputs(resumed.i2i.eval(), "mae")[0])
+    assert_alike(outputs(fresh.eval(), "mae"), outputs(resumed.i2i.eval(), "mae"))
 
 
 def test_the_best_patch_is_kept(tmp_path, processor):
@@ -451,5 +452,4 @@ def test_accumulation_and_sets(tmp_path, processor):
         trainer.train()
         runs.append(weights(trainer))
     assert len(FORGET) == 8 and len(RETAIN) == 16
-    for name, value in runs[0].items():
-        torch.testing.assert_close(runs[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert_close(runs[1], runs[0])

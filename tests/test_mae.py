@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from conftest import make_mae
+from helpers.close import assert_close
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import (
     build_2d_sinusoidal_position_embedding,
@@ -31,7 +32,7 @@ def test_encodes_the_visible_patches_and_no_other(mae, pixels):
         hidden = layer(hidden)
     encoded = mae(pixels, mask)
     assert encoded.shape == (5, 1 + 8, 16)
-    torch.testing.assert_close(encoded, vit.layernorm(hidden))
+    assert_close(encoded, vit.layernorm(hidden))
 
 
 def test_what_is_hidden_changes_nothing(mae, pixels):
@@ -51,7 +52,7 @@ def test_training_loss_is_the_librarys(pixels, norm_pix):
     mae, mask = make_mae(norm_pix_loss=norm_pix), RandomMask(0.75)((4, 4), range(5))
     noise = mask.flatten(1).float() + torch.linspace(0, 0.5, 16)
     expected = mae.model(pixels, noise=noise).loss  # its default mask ratio is 0.75
-    torch.testing.assert_close(mae.training_loss(pixels, mask).mean(), expected)
+    assert_close(mae.training_loss(pixels, mask).mean(), expected)
 
 
 def test_patchwise_normalised_predictions_are_scaled_back(pixels):
@@ -60,13 +61,13 @@ def test_patchwise_normalised_predictions_are_scaled_back(pixels):
     patches = mae.model.patchify(pixels)
     perfect = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     mae._decode = lambda encoded: perfect
-    torch.testing.assert_close(mae.generate(pixels, MASK), pixels)
+    assert_close(mae.generate(pixels, MASK), pixels)
 
 
 def test_fresh_models_know_places():
     ours, theirs = sincos_positions(4, 16)[0, 1:], build_2d_sinusoidal_position_embedding(4, 4, 16)
     # The published checkpoints hold the column before the row; the library's function has it the other way round.
-    torch.testing.assert_close(ours, torch.cat([theirs[:, 8:], theirs[:, :8]], 1))
+    assert_close(ours, torch.cat([theirs[:, 8:], theirs[:, :8]], 1))
     mae = make_mae()
     for parameter in (
         mae.model.vit.embeddings.position_embeddings,
@@ -105,7 +106,7 @@ torch.save(model.unpatchify(out.logits).detach(), {str(tmp_path / "out.pt")!r})
     subprocess.run([sys.executable, "-c", script], check=True)
     theirs = torch.load(tmp_path / "out.pt", weights_only=True)
     hole = mae.hole(MASK).expand_as(pixels)
-    torch.testing.assert_close(mae.generate(pixels, MASK)[hole], theirs[hole])
+    assert_close(mae.generate(pixels, MASK)[hole], theirs[hole])
 
 
 def test_loads_its_own_weights_strictly(mae, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.close import assert_close
 from safetensors.torch import load_file, save_file
 
 from hf_i2i_unlearn import InputError
@@ -88,13 +90,15 @@ def published(tmp_path_factory):
 
 def assert_within(actual, expected):
     tolerance = json.loads((FIXTURES / "mage_a.json").read_text())["tolerance"]
-    torch.testing.assert_close(actual, expected, atol=tolerance["atol"], rtol=tolerance["rtol"])
+    assert_close(actual, expected, tolerance["rtol"])
 
 
 @torch.no_grad()
 def test_fixture_tokenizer(published):
     x, model = published
-    assert torch.equal(model.tokenize(x["input.images"]), x["output.vqgan_token_indices"])
+    # In float64, where it is the same code that is nearest on every processor.
+    ids = copy.deepcopy(model).double().tokenize(x["input.images"].double())
+    assert torch.equal(ids, x["output.vqgan_token_indices"])
     assert_within(model.vqgan.encoder(x["input.images"]), x["output.vqgan_z"])
     assert_within(model.decode_tokens(x["input.decode_indices"]), x["output.vqgan_decode"])
 
@@ -124,11 +128,13 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
     facts = json.loads((FIXTURES / "mage_a.json").read_text())["inpaint"]
     tokens, hidden = x["output.inpaint_step_tokens"], x["input.inpaint_token_mask"].bool()
     sampled, gumbel = x["output.inpaint_step_sampled_ids"], x["output.inpaint_step_gumbel"]
-    first = model.tokenize(x["input.inpaint_masked_image"]).masked_fill(hidden, model.config.mask_token_id)
-    assert torch.equal(first, tokens[:1])
+    exact = copy.deepcopy(model).double()  # in float64 the same tokens are the surest on every processor
+    first = exact.tokenize(x["input.inpaint_masked_image"].double())
+    assert torch.equal(first.masked_fill(hidden, model.config.mask_token_id), tokens[:1])
     for k, (count, temperature) in enumerate(facts["mask_len_and_temperature_per_step"]):
         logits = model.code_logits(tokens[k : k + 1])
         assert_within(logits[0], x["output.inpaint_step_logits"][k])
+        logits = exact.code_logits(tokens[k : k + 1])
         ids, left = decoding_step(
             tokens[k : k + 1],
             logits,
@@ -147,8 +153,7 @@ def test_fixture_inpainting_step_by_step(published, monkeypatch):
     draws = iter(zip(sampled.split(1), gumbel.split(1)))
     monkeypatch.setattr(completion_mage, "draw_noise", lambda *args: next(draws))
     monkeypatch.setattr(completion_mage, "sample_codes", lambda logits, uniform: uniform)
-    first = model.tokenize(x["input.inpaint_masked_image"])
-    final = model.complete_tokens(first, hidden, facts["num_iter"], facts["choice_temperature"])
+    final = exact.complete_tokens(first, hidden, facts["num_iter"], facts["choice_temperature"])
     assert torch.equal(final, x["output.inpaint_final_ids"]) and next(draws, None) is None
 
 
@@ -161,10 +166,11 @@ def test_fixture_compositing(published):
     hole[..., 24:56, 8:40] = True
     assert torch.equal(grow(hole, 14).expand(1, 3, -1, -1), x["input.inpaint_pixel_mask"].bool())
     filled = fill_hole(x["input.images"][:1], hole, model.config.fill_color)
-    torch.testing.assert_close(filled, x["input.inpaint_masked_image"])
-    # Their own decoded picture: truncation to 8 bit shows rounding errors of 1e-6.
+    assert_close(filled, x["input.inpaint_masked_image"])
+    # Theirs is truncated to 8 bit: what was cut off lies between 0 and 1.
     picture = feathered_paste(x["output.inpaint_decoded"], filled, hole)[0].permute(1, 2, 0)
-    assert torch.equal((picture * 255).int(), x["output.inpaint_composited_uint8_rgb"])
+    cut = picture * 255 - x["output.inpaint_composited_uint8_rgb"]
+    assert cut.min() > -1e-3 and cut.max() < 1 + 1e-3
 
 
 @torch.no_grad()
@@ -224,7 +230,7 @@ def test_agrees_with_a_second_implementation(mage, pixels, masks):
         if name in ("up.2", "up.1"):
             x = conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3), f"decoder.{name}.upsample.conv")
     x = conv(group(x, "vqgan.decoder.norm_out"), "decoder.conv_out")
-    torch.testing.assert_close(mage.decode_tokens(ids), x)
+    assert_close(mage.decode_tokens(ids), x, 1e-10)
 
     out = mage(pixels, token_drop_mask=masks[0], token_all_mask=masks[1])
     total = 0.0
@@ -236,16 +242,16 @@ def test_agrees_with_a_second_implementation(mage, pixels, masks):
         for n in range(2):
             latent = block(latent, f"blocks.{n}", heads=2)
         latent = norm(latent, "norm")
-        torch.testing.assert_close(out.last_hidden_state[b], latent)
+        assert_close(out.last_hidden_state[b], latent, 1e-10)
         x = linear(latent, "decoder_embed")
         full = torch.stack([x[0] if n and masks[1][b, n - 1] else x[kept.index(n)] for n in range(17)])
         x = norm(block(full + w["decoder_pos_embed_learned"][0], "decoder_blocks.0", heads=3), "decoder_norm")
         x = norm(F.gelu(linear(x, "mlm_layer.fc")), "mlm_layer.ln", eps=1e-5)
         logits = x @ w["token_emb.word_embeddings.weight"].T + w["mlm_layer.bias"][0]
-        torch.testing.assert_close(out.logits[b], logits)
+        assert_close(out.logits[b], logits, 1e-10)
         log_p = logits[1:, :12].log_softmax(-1)
         total += (-0.9 * log_p[range(16), ids[b]] - 0.1 * log_p.mean(-1))[masks[1][b]].sum()
-    torch.testing.assert_close(out.loss, (total / 33).float())
+    assert_close(out.loss, (total / 33).float())
 
 
 # ------------------------------------------------------------------------------------------------------------ invariants
@@ -315,7 +321,7 @@ def test_tokenizer_trains(pixels):
     tokenizer = make_mage().vqgan.requires_grad_().train()
     picture, codebook_loss, ids = tokenizer(pixels)
     assert torch.equal(ids, tokenizer.tokenize(pixels))
-    torch.testing.assert_close(picture, tokenizer.decode_tokens(tokenizer.tokenize(pixels)))
+    assert_close(picture, tokenizer.decode_tokens(tokenizer.tokenize(pixels)))
     (F.mse_loss(picture, pixels) + codebook_loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tokenizer.parameters())
     assert tokenizer.encoder.conv_in.weight.grad.abs().max() > 0  # through the codebook
@@ -344,12 +350,12 @@ def test_half_precision(mage, pixels, masks, tmp_path):
     exact, rounded = (m(pixels, token_drop_mask=masks[0], token_all_mask=masks[1]) for m in (mage, half))
     assert torch.equal(exact.token_ids, rounded.token_ids)  # the tokenizer stays in float32
     assert rounded.logits.dtype == torch.bfloat16
-    torch.testing.assert_close(rounded.last_hidden_state.float(), exact.last_hidden_state, atol=0.1, rtol=0.05)
-    torch.testing.assert_close(rounded.loss, exact.loss, atol=0.02, rtol=0.01)
+    assert_close(rounded.last_hidden_state.float(), exact.last_hidden_state, 0.05)
+    assert_close(rounded.loss, exact.loss, 0.02)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(mage.tokenize(pixels), exact.token_ids)
         mixed = mage(pixels, token_drop_mask=masks[0], token_all_mask=masks[1])
-    torch.testing.assert_close(mixed.loss, exact.loss, atol=0.02, rtol=0.01)
+    assert_close(mixed.loss, exact.loss, 0.02)
     picture = half.to(torch.bfloat16).complete(pixels, torch.ones(3, 4, 4, dtype=torch.bool), steps=2)
     assert picture.dtype == torch.float32 and picture.isfinite().all()
 
@@ -396,7 +402,7 @@ def test_the_head_is_asked_at_the_wanted_places_alone(mage):
     heads = []
     mage.mlm_layer.register_forward_hook(lambda module, args, logits: heads.append(tuple(logits.shape)))
     whole, some = mage.code_logits(tokens), mage.code_logits(tokens, places)
-    torch.testing.assert_close(some, whole.gather(1, places.unsqueeze(2).expand(-1, -1, 12)))
+    assert_close(some, whole.gather(1, places.unsqueeze(2).expand(-1, -1, 12)))
     hidden = torch.zeros(3, 16, dtype=torch.bool)
     hidden[0, :4] = hidden[1, 2:8] = True
     mage.complete_tokens(tokens.masked_fill(tokens == MASK_ID, 0), hidden, 2, generator=torch.Generator().manual_seed(0))
@@ -457,6 +463,8 @@ def test_every_step_decides_a_token_and_cools_down(mage, monkeypatch):
 
 
 def test_a_sample_does_not_depend_on_its_batch(mage, pixels):
+    """In float64: the last bits go with the size of the batch, and one of them could draw another code."""
+    mage, pixels = mage.double(), pixels.double()
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, 1:3, 1:3] = True
     masks[1] = True
@@ -468,7 +476,7 @@ def test_a_sample_does_not_depend_on_its_batch(mage, pixels):
     together = mage.complete(pixels, masks, steps=6, generator=generators(5, 6, 7))
     for n in range(3):
         alone = mage.complete(pixels[n : n + 1], masks[n : n + 1], steps=6, generator=generators(5 + n))
-        torch.testing.assert_close(together[n : n + 1], alone)
+        assert_close(together[n : n + 1], alone)
     one = [mage.complete(pixels, masks, steps=6, generator=torch.Generator().manual_seed(8)) for _ in range(2)]
     assert torch.equal(*one) and not torch.equal(one[0], together)
 
@@ -484,7 +492,7 @@ def test_completion_keeps_what_is_visible(mage, pixels):
     out = mage.complete(pixels, mask, steps=4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(out[~hole], pixels[~hole]) and not torch.isclose(out[hole], pixels[hole]).all()
     assert out.min() >= 0 and out.max() <= 1
-    torch.testing.assert_close(calls[0][0, :, 5, 10], torch.tensor([0.485, 0.456, 0.406]))
+    assert_close(calls[0][0, :, 5, 10], torch.tensor([0.485, 0.456, 0.406]))
     # No pixel of the hole reaches the result.
     other = torch.where(hole, torch.rand_like(pixels), pixels)
     assert torch.equal(out, mage.complete(other, mask, steps=4, generator=torch.Generator().manual_seed(0)))
@@ -519,7 +527,7 @@ def test_feathered_paste():
     line = out[0, 0, 48]
     assert line[48] == 1 and line[0] == 0 and (line[:48].diff() >= 0).all()
     assert 0.3 < line[26] < 0.7  # the edge of the hole grown by 14
-    torch.testing.assert_close(line * 255, (line * 255).round())  # the weight is 8 bit
+    assert_close(line * 255, (line * 255).round())  # the weight is 8 bit
     assert feathered_paste(decoded, filled, hole).max() == 1
 
 
@@ -552,7 +560,7 @@ def test_code_temperature_is_that_of_the_softmax(code_temperature, shares):
     # One step, so that every token is drawn once and from the whole distribution.
     drawn = model.complete_tokens(ids, ids == 0, 1, 6.0, generator, code_temperature).flatten()
     found = drawn.bincount(minlength=12) / len(drawn)
-    torch.testing.assert_close(found[[4, 7]], torch.tensor(shares), atol=0.015, rtol=0)  # 3 standard deviations of 8,000 draws
+    assert_close(found[[4, 7]], torch.tensor(shares), 0.02)  # 3 standard deviations of 8,000 draws
     assert found[[4, 7]].sum() == 1
     with pytest.raises(ValueError, match="code_temperature -1"):
         model.complete_tokens(ids, ids == 0, code_temperature=-1)
@@ -610,9 +618,9 @@ model.save_pretrained({str(tmp_path / "again")!r})
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
     theirs = torch.load(tmp_path / "out.pt", weights_only=True)
     ours = mage(pixels, token_drop_mask=masks[0], token_all_mask=masks[1])
-    torch.testing.assert_close(ours.logits, theirs["logits"])
+    assert_close(ours.logits, theirs["logits"])
     picture = mage.complete(pixels, torch.ones(3, 4, 4, dtype=torch.bool), 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(picture, theirs["picture"])
+    assert_close(picture, theirs["picture"])
     assert (tmp_path / "again" / "tokenizer_mage.py").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 from helpers.words import objects
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
@@ -92,7 +93,7 @@ def test_every_method_trains_what_it_should(tmp_path, method, variant):
     last = trainer.evaluate()
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     if METHODS[method].space == "encoder":
-        assert first["eval_retain_distance"] < 1e-12
+        assert first["eval_retain_distance"] < 1e-8 * first["eval_forget_distance"]  # squares of rounding errors
         assert moved == {k for k in before if k.startswith(ENCODER)}
     else:
         assert moved == {k for k in before if not k.startswith("model.vqgan.")}
@@ -146,8 +147,8 @@ def test_ours_is_equation_10(corruption, mask_rate):
         return (a - b).square().flatten(1).mean(1)
 
     assert encode(student, x_r, 0).shape == (4, 1 + 16 - corruption.hidden((4, 4)), 16)
-    torch.testing.assert_close(retain, square(encode(student, x_r, 0), encode(teacher, x_r, 0)), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(forget, square(encode(student, x_f, 1), encode(teacher, n, 1)), atol=1e-5, rtol=1e-4)
+    assert_close(retain, square(encode(student, x_r, 0), encode(teacher, x_r, 0)))
+    assert_close(forget, square(encode(student, x_f, 1), encode(teacher, n, 1)))
     assert retain.min() > 1e-2 and forget.min() > 1e-2
 
 
@@ -164,11 +165,11 @@ def test_training_loss_is_the_models_own():
     dropped, hidden = draw.mask.flatten(1), draw.hidden.flatten(1)
     whole = model.model(x, token_drop_mask=dropped, token_all_mask=hidden).loss  # a mean over all hidden tokens of the batch
     per_picture = model.training_loss(x, draw)
-    torch.testing.assert_close((per_picture * hidden.sum(1)).sum() / hidden.sum(), whole)
+    assert_close((per_picture * hidden.sum(1)).sum() / hidden.sum(), whole)
     # A target replaces the truth, not the input.
     logits = model.model(x, token_drop_mask=dropped, token_all_mask=hidden).logits
     expected = model.model.loss(logits[1:2], model.model.tokenize(other[1:2]), hidden[1:2])
-    torch.testing.assert_close(model.training_loss(x, draw, other)[1], expected)
+    assert_close(model.training_loss(x, draw, other)[1], expected)
 
 
 # -------------------------------------------------------------------------------------------------------------- T and draws
@@ -232,8 +233,11 @@ def test_generation():
     generators = seeded([5, 6, 7, 8], FOR_SAMPLING)
     assert torch.equal(soft, model.model.complete(x, mask, 4, model.temperature, generators, model.margin, True))
     model.feather = False
+    # In float64: the last bits go with the size of the batch, and one of them could draw another code.
+    model, x = model.double(), x.double()
+    out = model.generate(x, mask, [5, 6, 7, 8])
     for k in range(4):
-        torch.testing.assert_close(out[k : k + 1], model.generate(x[k : k + 1], mask[:1], [5 + k]))
+        assert_close(model.generate(x[k : k + 1], mask[:1], [5 + k]), out[k : k + 1])
 
 
 # -------------------------------------------------------------------------------------------------------------- errors and files

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 from huggingface_hub import EvalResult, ModelCard
 from test_lora import outputs, randomise
 
@@ -109,9 +109,9 @@ def test_the_code_in_a_card_loads_the_whole_stack(tmp_path, monkeypatch):
         exec(code(card), names)
         other = make_mae()
         other.model = names["model"].base_model.model
-        assert torch.equal(outputs(other.eval(), "mae")[0], wanted)
+        assert_close(outputs(other.eval(), "mae")[0], wanted)
     names["model"].base_model.set_adapter(["patch0"])
-    assert torch.equal(outputs(other, "mae")[0], outputs(load_model("one").eval(), "mae")[0])
+    assert_close(outputs(other, "mae")[0], outputs(load_model("one").eval(), "mae")[0])
     assert 'The run started from the original with `one` on: "before" means that.' in card.text
     assert card.data.library_name == "peft" and card.data.base_model_relation == "adapter"
 
@@ -120,7 +120,7 @@ def test_the_code_in_a_card_loads_the_whole_stack(tmp_path, monkeypatch):
     card = make_card(tmp_path / "merged", model, line, ["one"])
     exec(code(card), names)
     other.model = names["model"]
-    torch.testing.assert_close(outputs(other.eval(), "mae")[0], wanted, atol=1e-5, rtol=1e-5)
+    assert_close(outputs(other.eval(), "mae")[0], wanted)
     assert "All adapters are merged into the weights." in card.text and card.data.library_name == "transformers"
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.close import assert_close
 
 from hf_i2i_unlearn import InputError, StandardNormal
 from hf_i2i_unlearn.commands.words import make_noise
@@ -23,7 +24,7 @@ def test_a_noise_picture_depends_on_its_own_seed_alone(word):
     like = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     together = noise(like, [11, 12, 13])
     assert together.shape == (3, 3, 4, 4) and together.dtype == like.dtype and str(noise)
-    torch.testing.assert_close(together[1:], noise(like, [12, 13]))
+    assert_close(together[1:], noise(like, [12, 13]))
     assert word == "constant" or not torch.equal(together[0], together[1])
 
 
@@ -44,10 +45,10 @@ def test_moments_of_the_set():
     pictures = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scale + shift
     noise = MomentMatched.fit(in_batches(pictures))
     channels = pictures.movedim(1, 0).flatten(1)
-    torch.testing.assert_close(noise.mean.flatten(), channels.mean(1))
-    torch.testing.assert_close(noise.std.flatten(), channels.std(1, unbiased=False))
+    assert_close(noise.mean.flatten(), channels.mean(1))
+    assert_close(noise.std.flatten(), channels.std(1, unbiased=False))
     sample = draw(noise).movedim(1, 0).flatten(1)
-    torch.testing.assert_close(sample.std(1), channels.std(1), rtol=0.03, atol=0)
+    assert_close(sample.std(1), channels.std(1), 0.03)
 
 
 def test_matched_to_the_batch_and_clamped():
@@ -73,10 +74,10 @@ def test_low_rank_fit_is_probabilistic_pca():
     covariance = torch.cov(pictures.flatten(1).T.double())
     values = torch.linalg.eigvalsh(covariance).flip(0)
     sigma2 = values[rank:].mean()
-    torch.testing.assert_close(noise.mean, pictures.flatten(1).mean(0))
+    assert_close(noise.mean, pictures.flatten(1).mean(0))
     assert noise.sigma**2 == pytest.approx(sigma2.item(), rel=1e-3)
     fitted = noise.factor.double() @ noise.factor.double().T + noise.sigma**2 * torch.eye(48)
-    torch.testing.assert_close(torch.linalg.eigvalsh(fitted).flip(0)[:rank], values[:rank], rtol=1e-3, atol=1e-4)
+    assert_close(torch.linalg.eigvalsh(fitted).flip(0)[:rank], values[:rank], 1e-3)
     assert fitted.trace().item() == pytest.approx(covariance.trace().item(), rel=1e-4)
 
 
@@ -96,7 +97,7 @@ def test_covariance_of_the_samples_converges_to_that_of_the_set():
 def test_the_fit_does_not_depend_on_the_batches():
     pictures = low_rank_pictures(100)
     one, two = (LowRankNormal.fit(in_batches(pictures, size), 4) for size in (100, 9))
-    torch.testing.assert_close(one.factor @ one.factor.T, two.factor @ two.factor.T, rtol=1e-3, atol=1e-3)
+    assert_close(one.factor @ one.factor.T, two.factor @ two.factor.T, 1e-3)
 
 
 def test_impossible_fits_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_mae
+from helpers.close import assert_close
 
 from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, InputError, RandomMask, StandardNormal, UnlearningConfig
 from hf_i2i_unlearn.commands.words import find_method
@@ -48,20 +49,20 @@ def test_ours(corruption):
     mask_r, mask_f = masks(corruption)
     n = torch.stack([normal(row[2], 3, 16, 16) for row in SEEDS])
     retain, forget, _ = terms("ours", corruption)
-    torch.testing.assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
-    torch.testing.assert_close(forget, square(STUDENT(FORGET, mask_f), TEACHER(n, mask_f)))
+    assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
+    assert_close(forget, square(STUDENT(FORGET, mask_f), TEACHER(n, mask_f)))
 
 
 def test_random_encoder():
     mask_r, mask_f = masks(CROP)
     n = torch.stack([normal(row[2], 13, 16) for row in SEEDS])
     retain, forget, _ = terms("random_encoder")
-    torch.testing.assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
-    torch.testing.assert_close(forget, square(STUDENT(FORGET, mask_f), n))
+    assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
+    assert_close(forget, square(STUDENT(FORGET, mask_f), n))
     both = TEACHER(torch.cat([RETAIN, FORGET]), torch.cat([mask_r, mask_f]))
     retain, forget, _ = terms("random_encoder", variant="reference")
-    torch.testing.assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
-    torch.testing.assert_close(forget, square(STUDENT(FORGET, mask_f), n * both.std() + both.mean()))
+    assert_close(retain, square(STUDENT(RETAIN, mask_r), TEACHER(RETAIN, mask_r)))
+    assert_close(forget, square(STUDENT(FORGET, mask_f), n * both.std() + both.mean()))
 
 
 @pytest.mark.parametrize(
@@ -76,20 +77,20 @@ def test_random_encoder():
 def test_output_methods(method, target, corruption):
     mask_r, mask_f = masks(corruption)
     retain, forget, _ = terms(method, corruption)
-    torch.testing.assert_close(retain, hole_square(RETAIN, RETAIN, mask_r))
-    torch.testing.assert_close(forget, hole_square(FORGET, target, mask_f))
+    assert_close(retain, hole_square(RETAIN, RETAIN, mask_r))
+    assert_close(forget, hole_square(FORGET, target, mask_f))
 
 
 def test_retain_label_as_the_reference_intends_it():
     mask_r, mask_f = masks(CROP)
     retain, forget, _ = terms("retain_label", variant="reference")
-    torch.testing.assert_close(retain, hole_square(RETAIN, TEACHER.generate(RETAIN, mask_r), mask_r))
-    torch.testing.assert_close(forget, hole_square(FORGET, TEACHER.generate(RETAIN, mask_f), mask_f))
+    assert_close(retain, hole_square(RETAIN, TEACHER.generate(RETAIN, mask_r), mask_r))
+    assert_close(forget, hole_square(FORGET, TEACHER.generate(RETAIN, mask_f), mask_f))
 
 
 def test_control_looks_at_retain_alone():
     retain, forget, _ = terms("control")
-    torch.testing.assert_close(retain, hole_square(RETAIN, RETAIN, masks(CROP)[0]))
+    assert_close(retain, hole_square(RETAIN, RETAIN, masks(CROP)[0]))
     assert forget is None
 
 
@@ -99,9 +100,7 @@ def test_mean_target_for_a_fixed_crop_is_the_mean_of_the_fresh_ones():
     _, forget, _ = objective(STUDENT, STUDENT, CROP, RETAIN, FORGET, SEEDS)
     generator = torch.Generator().manual_seed(5)
     encoded = TEACHER(torch.randn(4000, 3, 16, 16, generator=generator), mask[:1].expand(4000, 4, 4))
-    torch.testing.assert_close(
-        forget, square(STUDENT(FORGET, mask), encoded.mean(0, keepdim=True).expand(4, -1, -1)), rtol=0.02, atol=0
-    )
+    assert_close(forget, square(STUDENT(FORGET, mask), encoded.mean(0, keepdim=True).expand(4, -1, -1)), 0.02)
 
 
 def gradient(forget):

@@ -13,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -116,17 +117,28 @@ def runs(tmp_path_factory):
     return [folder / "1", folder / "2"]
 
 
-def assert_close(one, two, path=""):
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            assert_close(one[key], two[key], f"{path}/{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(two), path
-        for i, (a, b) in enumerate(zip(one, two)):
-            assert_close(a, b, f"{path}/{i}")
+def leaves(found, name=""):
+    """What a report holds, as (the name that it stands under, value)."""
+    if isinstance(found, (dict, list)):
+        for key, value in found.items() if isinstance(found, dict) else ((name, value) for value in found):
+            yield from leaves(value, key)
     else:
-        assert two == (pytest.approx(one, rel=2e-4, abs=1e-5) if isinstance(one, float) else one), path
+        yield name, found
+
+
+def assert_alike(one, two):
+    """The same counts and words; and floats within 2e-4 of the largest of their name, as some are 0 but for rounding."""
+    one, two = list(leaves(one)), list(leaves(two))
+    assert [name for name, _ in one] == [name for name, _ in two]
+    floats = [{}, {}]
+    for (name, a), (_, b) in zip(one, two):
+        if isinstance(a, float):
+            floats[0].setdefault(name, []).append(a)
+            floats[1].setdefault(name, []).append(b)
+        else:
+            assert a == b, name
+    for name, values in floats[0].items():
+        assert_close({name: floats[1][name]}, {name: values}, 2e-4)
 
 
 @pytest.mark.parametrize("name", ["pairs", "bounded", "stream", "pretrained"])
@@ -134,16 +146,16 @@ def test_two_processes_take_the_steps_of_one(runs, name):
     """Every line of the log: loss, both distances, norm of the gradient, evaluation; and the weights at the end."""
     one, two = (json.loads((folder / "found.json").read_text())[name] for folder in runs)
     assert len([log for log in one if "grad_norm" in log]) == 5 and one[4]["grad_norm"] > 0
-    assert_close(one, two, name)
+    assert_alike(one, two)
     one, two = (load_file(folder / name / "model.safetensors") for folder in runs)
-    assert_close({k: v.flatten().tolist() for k, v in one.items()}, {k: v.flatten().tolist() for k, v in two.items()})
+    assert_close(two, one)
 
 
 def test_two_processes_measure_what_one_does(runs):
     one, two = (json.loads((folder / "found.json").read_text())["figures"] for folder in runs)
     assert (one["forget"]["count"], one["retain"]["count"]) == (11, 17)
     assert {"fid", "inception_score", "inception_score_std", "similarity", "accuracy"} <= one["forget"]["features"][0].keys()
-    assert_close(one, two)
+    assert_alike(one, two)
 
 
 # ------------------------------------------------------------------------------------------------------------ configurations
@@ -220,7 +232,8 @@ forget, retain = data.select(range(8)), data.select(range(8, 24))
 
 
 def train(name, resume=None, lora=False, method="ours", **options):
-    options = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "eval_steps": 2} | options
+    # With Adam's own epsilon of 1e-8 the rounding errors of gradients near 0 would become steps.
+    options = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "eval_steps": 2, "adam_epsilon": 1e-4} | options
     args = UnlearningConfig(str(folder / name), use_cpu=True, disable_tqdm=True, logging_steps=1, seed=5, **options)
     args.per_device_train_batch_size = 4 // args.world_size
     if sharded:  # accelerate shards on accelerators alone: it is told that these processes are some
@@ -275,12 +288,10 @@ def test_shards_take_the_steps_of_a_whole_model(shards, name):
     """FSDP2 on two CPU processes, with evaluation during training: an encoder, a patch, and the whole model."""
     one, two = (json.loads((folder / "found.json").read_text())[name] for folder in shards)
     assert [log["loss"] for log in one if "loss" in log] and [log for log in one if "eval_forget_psnr" in log]
-    assert_close(one, two, name)
+    assert_alike(one, two)
     if name != "noisy_label":  # Adam makes much of the last digit of a gradient near zero
         one, two = (load_file(next((folder / name).glob("*.safetensors"))) for folder in shards)
-        assert one.keys() == two.keys()
-        for key in one:
-            torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6, msg=key)
+        assert_close(two, one)
 
 
 def test_shards_are_saved_and_resumed(shards):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, make_mae, png
+from helpers.close import assert_close
 from helpers.words import objects
 from safetensors.torch import load_file
 from test_mage import make_mage
@@ -123,9 +124,9 @@ def test_same_trajectory_with_and_without(tmp_path, processor, options, make):
     losses_plain, weights_plain = trained(make_trainer(tmp_path, processor, plain, **options))
     for _ in range(2):  # computed, then found
         losses, weights = trained(make_trainer(tmp_path, processor, make(), cache_targets=True, **options))
-        assert losses == pytest.approx(losses_plain, rel=1e-5) and len(losses) == 4
-        for name, value in weights_plain.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        assert len(losses) == 4
+        assert_close(losses, losses_plain, 1e-4)
+        assert_close(weights, weights_plain)
     assert any(not torch.equal(p, q) for p, q in zip(weights_plain.values(), make().parameters()))
 
 
@@ -158,8 +159,8 @@ def test_each_picture_has_its_own_target(tmp_path, processor):
     for t, batch in zip(range(0, 8, 4), trainer.get_train_dataloader()):
         for k, target in enumerate(batch["retain_target"]):
             pixels = reader.pixels([reader.decode(trainer.train_dataset[t + k]["retain"])])
-            torch.testing.assert_close(pixels[0], batch["retain"][k])
-            torch.testing.assert_close(target, teacher(pixels, MASK)[0])
+            assert_close(pixels[0], batch["retain"][k])
+            assert_close(target, teacher(pixels, MASK)[0])
 
 
 def test_targets_are_read_through_a_memory_map(tmp_path, processor):
@@ -286,7 +287,7 @@ def test_the_bank(tmp_path, processor):
         generator = torch.Generator().manual_seed(seeds_for(5, number, 1)[0])
         target = trainer.original(torch.randn(3, 16, 16, generator=generator)[None], MASK)
         expected = (trainer.i2i(forget[k : k + 1], MASK) - target).square().mean()
-        torch.testing.assert_close(distance[k], expected)
+        assert_close(distance[k], expected)
 
 
 def test_fixed_forget_targets_of_other_noise_are_not_taken(tmp_path):
@@ -310,7 +311,8 @@ def test_unreadable_pictures_that_are_skipped(tmp_path, processor):
     trainer = make_trainer(tmp_path, processor, pairs=pairs, on_corrupt="skip", cache_targets=True)
     trainer.train()
     assert trainer.skipped == 1  # of 16 pairs, in which each retain picture is shown once
-    assert trainer.state.log_history[0]["retain_distance"] < 1e-10  # at theta_0, with every picture's own target
+    first = trainer.state.log_history[0]
+    assert first["retain_distance"] < 1e-8 * first["forget_distance"]  # at theta_0, with every picture's own target
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 from helpers.words import objects
 from transformers import TrainerCallback
 
@@ -92,7 +93,7 @@ def test_loss_is_equation_10(tmp_path, processor, distance):
         n = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(int(seeds[2])))
         retain.append(d(model(x_r[None], mask_r), original(x_r[None], mask_r)))
         forget.append(d(model(x_f[None], mask_f), original(n[None], mask_f)))
-    torch.testing.assert_close(loss, torch.stack(retain).mean() + 0.3 * torch.stack(forget).mean())
+    assert_close(loss, torch.stack(retain).mean() + 0.3 * torch.stack(forget).mean())
 
 
 def test_only_the_encoder_moves(tmp_path, processor):
@@ -113,7 +114,7 @@ def test_terms_are_logged_apart(tmp_path, processor):
     assert len(logs) == 4  # two epochs of two steps
     for log in logs:
         assert log["loss"] == pytest.approx(log["retain_distance"] + 0.5 * log["forget_distance"], rel=1e-5)
-    assert logs[0]["retain_distance"] == 0  # at theta_0
+    assert logs[0]["retain_distance"] < 1e-8 * logs[0]["forget_distance"]  # at theta_0
     assert logs[-1]["forget_distance"] < logs[0]["forget_distance"]
 
 
@@ -132,9 +133,8 @@ def test_accumulation_does_not_scale_the_loss(tmp_path, processor):
         trainer.train()
         runs.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
     for other, losses in runs[1:]:
-        assert losses == pytest.approx(runs[0][1], rel=1e-4)
-        for name, value in runs[0][0].items():
-            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert_close(losses, runs[0][1], 1e-4)
+        assert_close(other, runs[0][0])
 
 
 class StopAt(TrainerCallback):
@@ -230,14 +230,14 @@ def test_evaluation_during_training_and_the_best_checkpoint(tmp_path, processor)
     evaluations = {log["step"]: log for log in trainer.state.log_history if "eval_loss" in log}
     assert set(evaluations) == set(range(1, 9))
     for log in evaluations.values():
-        assert log["eval_loss"] == pytest.approx(log["eval_retain_distance"] + 0.25 * log["eval_forget_distance"])
+        assert log["eval_loss"] == pytest.approx(log["eval_retain_distance"] + 0.25 * log["eval_forget_distance"], rel=1e-5)
         assert (log["eval_forget_count"], log["eval_retain_count"]) == (8, 16)
     best = min(evaluations, key=lambda step: evaluations[step]["eval_loss"])
     assert best != 8, "the test needs a run that gets worse"
     kept = make_mae(3)
     kept.load_weights(tmp_path / f"checkpoint-{best}")
     assert_same(weights(trainer), dict(kept.named_parameters()))
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluations[best]["eval_loss"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluations[best]["eval_loss"], rel=1e-5)
 
 
 def test_training_with_random_masks_and_evaluating_a_crop(tmp_path, processor):

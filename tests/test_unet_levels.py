@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.close import assert_close, is_close
 from test_unet import make_unet
 
 from hf_i2i_unlearn import CenterCrop
@@ -40,15 +41,15 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
 
     assert torch.equal(completed(names[0], 1), completed(names[0], 2))
     for name in names[1:]:
-        assert not torch.allclose(completed(name, 1), completed(name, 2), atol=1e-3)
+        assert not is_close(completed(name, 1), completed(name, 2), 1e-3)
     # A picture that is noise has noise's representation already, whatever level is replaced.
     time, inputs = torch.tensor(0.5), noise.repeat(1, 2, 1, 1)
     plain = unet.model(inputs, time).sample
     for name in names:
         with recipe.noise_from(unet.model, levels[name], noise):
-            torch.testing.assert_close(unet.model(inputs, time).sample, plain)
+            assert_close(unet.model(inputs, time).sample, plain)
             other = unet.model(torch.cat([pictures(3)] * 2, 1), time).sample
-        assert torch.allclose(other, plain, atol=1e-5) == (name == names[0])
+        assert is_close(other, plain) == (name == names[0])
     assert not any(module._forward_hooks for module in unet.model.modules())
     assert "forward" not in vars(unet.model)
 

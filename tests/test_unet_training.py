@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_dataset
 from diffusers import DiffusionPipeline, UNet2DModel
+from helpers.close import assert_close
 from helpers.words import objects
 from latent_pipeline import make_latent, save_pipeline
 from safetensors.torch import load_file
@@ -74,11 +75,12 @@ def test_every_method_trains_what_it_should(tmp_path, layout, method, variant):
     last = trainer.evaluate()
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     if METHODS[method].space == "encoder":
-        assert first["eval_retain_distance"] < 1e-10  # student and teacher saw the same time and noise
+        # Student and teacher saw the same time and noise: squares of rounding errors.
+        assert first["eval_retain_distance"] < 1e-8 * first["eval_forget_distance"]
         assert moved == {k for k in before if k.startswith(ENCODER)}
     else:
         assert any(k.startswith("model.up_") for k in moved) and not any(k.startswith("vae.") for k in moved)
-    assert first["eval_retain_drift"] < 1e-10 and last["eval_retain_drift"] > 1e-8
+    assert first["eval_retain_drift"] <= 1e-3 * last["eval_retain_drift"] > 0
     again = model.kind.from_pretrained(tmp_path / "checkpoint-1")
     assert all(torch.equal(v, model.model.state_dict()[k]) for k, v in again.state_dict().items())
 
@@ -107,7 +109,7 @@ def test_the_average_of_the_weights_becomes_the_result(tmp_path, layout):
     for k, now in enumerate(seen, 1):
         decay = min(0.5, (1 + (k - 1)) / (10 + (k - 1))) if k > 1 else 0.0
         average = decay * average + (1 - decay) * now
-    torch.testing.assert_close(weight.detach(), average)
+    assert_close(weight.detach(), average)
     assert not torch.equal(weight, seen[-1])
     up = model.model.up_blocks.state_dict()
     assert all(torch.equal(v, up[k]) for k, v in LAYOUTS[layout]().model.up_blocks.state_dict().items())
@@ -133,8 +135,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, layout, method, mo
         gradients.append({n: before[n] - p.detach() for n, p in model.named_parameters()})
         assert bool(calls) == on
     assert sum(bool(g.any()) for g in gradients[0].values()) > 10
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+    assert_close(gradients[1], gradients[0])
 
 
 def test_gradient_checkpointing_of_masked_autoencoders(tmp_path, mae):
@@ -146,8 +147,8 @@ def test_gradient_checkpointing_of_masked_autoencoders(tmp_path, mae):
             TrainingLoss(mae).activation_checkpointing_enable()
             assert mae.model.is_gradient_checkpointing
         mae.train()(batch, mask).square().mean().backward()
-        gradients.append([p.grad.clone() for p in mae.model.vit.parameters() if p.grad is not None])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients))
+        gradients.append({n: p.grad.clone() for n, p in mae.model.vit.named_parameters() if p.grad is not None})
+    assert_close(gradients[1], gradients[0])
 
 
 def test_checkpointing_that_cannot_be():
@@ -168,7 +169,7 @@ def test_the_references_random_encoder_has_the_moments_of_each_level(layout):
     n = torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(int(s))) for s in seeds[:, 2]])
     parts = n.split([a.shape[1] for a, _ in levels], 1)
     target = torch.cat([p * torch.cat(both).std() + torch.cat(both).mean() for p, both in zip(parts, levels)], 1)
-    torch.testing.assert_close(forget, (student(x_f, draws[1]) - target).square().mean(1), atol=1e-5, rtol=1e-4)
+    assert_close(forget, (student(x_f, draws[1]) - target).square().mean(1), 1e-4)
     stds = torch.tensor([torch.cat(both).std() for both in levels])
     assert stds.max() > 1.2 * stds.min()  # one deviation for all would be another target
 
@@ -184,7 +185,7 @@ def test_ours_is_equation_c25(corruption):
 
     draw_r, draw_f = (teacher.draw(x, corruption((16, 16), seeds[:, k]), seeds[:, k]) for k, x in enumerate((x_r, x_f)))
     square = lambda a, b: (a - b).square().mean(1)
-    torch.testing.assert_close(retain, square(student(x_r, draw_r), teacher(x_r, draw_r)), atol=1e-5, rtol=1e-4)
+    assert_close(retain, square(student(x_r, draw_r), teacher(x_r, draw_r)), 1e-4)
     # The teacher's input, taken from the library's first layer: same condition and visible part, n in the hole.
     n = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(int(s))) for s in seeds[:, 2]])
     hole, seen = teacher.hole(draw_f.mask), []
@@ -193,7 +194,7 @@ def test_ours_is_equation_c25(corruption):
     hook.remove()
     condition = torch.where(hole, draw_f.condition, x_f)
     assert torch.equal(seen[0], torch.cat([condition, torch.where(hole, n, x_f)], 1))
-    torch.testing.assert_close(forget, square(student(x_f, draw_f), target), atol=1e-5, rtol=1e-4)
+    assert_close(forget, square(student(x_f, draw_f), target), 1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -202,7 +203,9 @@ def test_draws_are_joined_field_by_field(layout):
     mask = CenterCrop(4)(model.grid, range(3))
     whole = model.draw(pixels, mask, [1, 2, 3])
     parts = join(model.draw(pixels[:1], mask[:1], [1]), model.draw(pixels[1:], mask[1:], [2, 3]))
-    assert type(parts) is type(whole) and all(torch.equal(a, b) for a, b in zip(whole, parts))
+    assert type(parts) is type(whole)
+    for a, b in zip(whole, parts):  # among the latent layout's are latents, whose last bits go with the size of the batch
+        assert_close(b, a)
 
 
 def test_the_mean_target_is_refused(tmp_path):

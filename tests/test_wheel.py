@@ -60,7 +60,11 @@ def test_the_console_script(installed, tmp_path):
 
     def launch(*argv):
         return subprocess.run(
-            [sys.executable, "-c", script, *map(str, argv)], cwd=tmp_path, env=environment(installed), capture_output=True, text=True
+            [sys.executable, "-c", script, *map(str, argv)],
+            cwd=tmp_path,
+            env=environment(installed),
+            capture_output=True,
+            text=True,
         )
 
     assert "  unlearn  " in (done := launch("--help")).stdout and done.returncode == 0
