@@ -16,7 +16,6 @@ from test_unet import make_unet
 from hf_i2i_unlearn import CenterCrop, Evaluator, I2IMage, ImageReader, InputError, RandomMask, undecoded
 from hf_i2i_unlearn.evaluation.trivial import Biharmonic, MeanColour, TrueTokens
 from hf_i2i_unlearn.originals.quality import against_trivial, load_original, original_table, verdict
-from hf_i2i_unlearn.reporting.run_folder import kept
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(10)))
@@ -142,14 +141,6 @@ def test_verdict_by_hand():
         and "| biharmonic | 0.600 | 10.0 dB | 20 | 0.75 |" in table
     )
     assert "| blank hole | | | 18 | 0 |" in original_table({"original": results["original"]}, "all")
-
-
-def test_kept_results(tmp_path):
-    calls = []
-    make = lambda: calls.append(1) or {"x": len(calls)}
-    assert kept(tmp_path / "a" / "b.json", {"w": "1"}, make) == {"x": 1} == kept(tmp_path / "a" / "b.json", {"w": "1"}, make)
-    assert kept(tmp_path / "a" / "b.json", {"w": "2"}, make) == {"x": 2} and len(calls) == 2
-    assert [f.name for f in (tmp_path / "a").iterdir()] == ["b.json"]
 
 
 def test_settings_of_generation(tmp_path, processor, checkpoint):
