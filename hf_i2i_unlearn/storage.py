@@ -101,8 +101,9 @@ def differences(old: dict, new: dict) -> list[str]:
 def content_hash(parts: Iterable) -> str:
     """Hexadecimal SHA-256 over the parts in their order; the same in every process and on every machine.
 
-    A part is a pair (name, tensor), of which name, shape, dtype and bytes count; a tensor without a name; a dict or list of parts; bytes; or whatever JSON can
-    hold. Over the sorted state dict of a network it is the "weights sha256" of cards and results.
+    A part is a pair (name, tensor), of which name, shape, dtype and bytes count; a tensor without a name; a dict or list of
+    parts; bytes; or whatever JSON can hold. Over the sorted state dict of a network it is the "weights
+    sha256" of cards and results.
     """
     digest = hashlib.sha256()
     for part in parts:

@@ -1,4 +1,4 @@
-"""What may happen to a run on somebody's machine: it is killed, the disk is full, a worker dies, the source is away, the loss is NaN."""
+"""What may happen to a run on somebody's machine: killed, full disk, dead worker, no source, a loss of NaN."""
 
 import errno
 import json
@@ -147,7 +147,10 @@ def test_killed_in_the_middle_of_the_weights(tmp_path, processor):
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path, processor, source):
     """3 steps, one and a half epochs."""
     pairs = Source().stream, Source().stream
-    make = lambda: ForgetRetainStream(*(p() for p in pairs), 5, 4) if source == "stream" else None
+
+    def make():
+        return ForgetRetainStream(*(p() for p in pairs), 5, 4) if source == "stream" else None
+
     straight = make_trainer(tmp_path, processor, pairs=make(), **EVERY_2 | {"max_steps": 3})
     straight.train()
     resumed = make_trainer(tmp_path, processor, pairs=make(), **EVERY_2 | {"max_steps": 3})

@@ -288,7 +288,10 @@ def test_a_round_trip_over_http(runs, family, kind):
 
     # What the other process computed from the Hub is what the folder here computes, and not what the original does.
     x = eval(X)
-    compute = lambda model: eval(OUTPUTS[family], {"model": model.eval(), "x": x, "torch": torch})
+
+    def compute(model):
+        return eval(OUTPUTS[family], {"model": model.eval(), "x": x, "torch": torch})
+
     original = load_model(str(tmp_path / "originals" / family)).model
     there = load_file(tmp_path / f"{family}-{kind}.safetensors")["output"]
     with torch.no_grad():

@@ -107,7 +107,8 @@ def make_audit(name=""):
 def make_record(name="ant"):
     return {
         "base_model": "m", "base_model_on_hub": True, "license": "mit", "library": "transformers", "relation": "finetune",
-        "usage": "the code", "decoder_untouched": True, "patch": None, "below": [], "dataset": "pictures", "dataset_on_hub": True,
+        "usage": "the code", "decoder_untouched": True, "patch": None, "below": [],
+        "dataset": "pictures", "dataset_on_hub": True,
         "forget": f"classes {name}", "forget_size": "12", "retain": "everything else", "retain_size": "30",
         "retain_availability": "full", "evaluation": "here", "alpha": 0.25, "distance": "mse", "noise": "N(0, I)",
         "method": {"name": "ours", "source": "eq. 10", "summary": "E is moved", "options": "variant: paper"},
@@ -149,7 +150,8 @@ def test_the_page_is_complete_and_well_formed(tmp_path):
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:]))
     for shown in (
-        "classes ant (12 pictures)", "ours (eq. 10): E is moved; variant: paper", "(center:3)", "so the bound holds", "hole error before", "12.3 dB", "12.35", "4 steps of ordinary training",
+        "classes ant (12 pictures)", "ours (eq. 10): E is moved; variant: paper", "(center:3)", "so the bound holds",
+        "hole error before", "12.3 dB", "12.35", "4 steps of ordinary training",
         "suppression, not erasure", "trace found", "no trace found", "holds", "2.00 (1.90 to 2.10)", "50%",
         "accelerate launch recipes/unlearn_mae.py --model ant", "accelerate launch recipes/audit.py --model ant",
         "torch 1.2.3, datasets 4.5.6", hashlib.sha256(b"weights").hexdigest(), "1 of the 3 tests found something",

@@ -57,7 +57,7 @@ def test_the_hash_of_weights_is_the_published_one():
     with torch.no_grad():
         network.weight.copy_(torch.tensor([[1.0, -2.0]]))
         network.bias.fill_(0.5)
-    floats = lambda *values: torch.tensor(values).numpy().tobytes()  # noqa: E731
+    floats = lambda *values: torch.tensor(values).numpy().tobytes()
     wanted = b"bias (1,) torch.float32" + floats(0.5) + b"empty (0, 3) torch.float32" + b"weight (1, 2) torch.float32"
     assert hash_weights(network) == hashlib.sha256(wanted + floats(1.0, -2.0)).hexdigest()
     assert content_hash(sorted(network.state_dict().items())) == hash_weights(network)

@@ -26,7 +26,8 @@ class Book:
             changed = differences(old["options"], options)
             if changed:
                 raise InputError(
-                    f"'{file}' holds an audit under other options ({', '.join(changed)}); give them again, or move the file away."
+                    f"'{file}' holds an audit under other options ({', '.join(changed)}); "
+                    "give them again, or move the file away."
                 )
             self.content["parts"] = old["parts"]
 

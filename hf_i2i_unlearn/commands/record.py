@@ -24,9 +24,10 @@ def model_facts(
     """Where a checkpoint came from, what it is and how it is loaded.
 
     Args:
-        model: unlearned, as it is saved. base_model: Hub id, demo or folder of the original. name: under which it will be loaded.
-        patch: what `add_patch` returned, None for a run without. below: the patches under it. encoder_alone: whether the method trains
-            nothing else.
+        model: unlearned, as it is saved. base_model: Hub id, demo or folder of the original.
+        name: under which it will be loaded.
+        patch: what `add_patch` returned, None for a run without. below: the patches under it.
+        encoder_alone: whether the method trains nothing else.
     """
     return {
         "base_model": base_model,

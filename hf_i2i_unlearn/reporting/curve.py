@@ -18,7 +18,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 560, 320, 52, 14, 44
 
 
 def relearning_svg(audit: dict) -> Markup | None:
-    """The hole error over the steps of relearning, for each model that the audit trained, as SVG that takes the page's colours."""
+    """The hole error over the steps of relearning, for each model that the audit trained, as SVG in the page's colours."""
     curves = {n: audit["parts"].get(f"relearning/{n}", {}).get("curve") for n in CURVES}
     curves = {n: c for n, c in curves.items() if c}
     if "unlearned" not in curves:
@@ -26,9 +26,14 @@ def relearning_svg(audit: dict) -> Markup | None:
     mine = audit["parts"]["relearning/unlearned"]
     last = max(max(step for step, _ in c) for c in curves.values()) or 1
     top = 1.08 * max(mine["target"], *(error for c in curves.values() for _, error in c))
+
     # Steps on a logarithmic scale: what matters happens in the first ones.
-    x = lambda step: LEFT + (WIDTH - LEFT - 12) * math.log1p(step) / math.log1p(last)
-    y = lambda error: TOP + (HEIGHT - TOP - BOTTOM) * (1 - error / top)
+    def x(step):
+        return LEFT + (WIDTH - LEFT - 12) * math.log1p(step) / math.log1p(last)
+
+    def y(error):
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - error / top)
+
     parts = []
     for step in [s for s in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if s <= last]:
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{step}</text>')

@@ -49,7 +49,8 @@ def check_access(repo: str, private: bool | None = None, revision: str | None = 
             raise InputError("The Hub token may only read; make one that may write: https://huggingface.co/settings/tokens.")
         if "/" in repo and repo.split("/")[0] not in allowed:
             raise InputError(
-                f"The token of '{me['name']}' may not push to '{repo}'; choose a --hub_model_id under {', '.join(sorted(allowed))}."
+                f"The token of '{me['name']}' may not push to '{repo}'; "
+                f"choose a --hub_model_id under {', '.join(sorted(allowed))}."
             )
         repo = _retried(lambda: api.create_repo(repo, private=private, exist_ok=True)).repo_id
         if revision not in (None, "main"):

@@ -1,5 +1,6 @@
 """The card of an unlearned checkpoint: metadata that the Hub reads, and a text that stands on its own."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -122,8 +123,8 @@ def _describe_patch(record: dict) -> str:
     if record["relation"] != "adapter":
         return f"\n\n{line + ' ' if line else ''}All adapters are merged into the weights.{under}"
     return (
-        f"\n\n{line} They are all that is in this repository: a patch for the original, which stays as it is.{under} Without any "
-        "patch (`model.disable_adapter()`) the original is back, bit for bit."
+        f"\n\n{line} They are all that is in this repository: a patch for the original, which stays as it is.{under} Without "
+        "any patch (`model.disable_adapter()`) the original is back, bit for bit."
         + (" A patch forgets best with those on that it was trained on." if below else "")
     )
 
@@ -139,11 +140,11 @@ def write_section(folder, title: str) -> None:
     update_card(folder, title, text, results)
 
 
-def update_card(folder, title: str, text: str, results: list[EvalResult] = ()) -> None:
+def update_card(folder, title: str, text: str, results: Iterable[EvalResult] = ()) -> None:
     """Set the section `## title` of the card in `folder`, and add results to its metadata.
 
-    A section of that title is replaced, a new one stands before `## Limits`, or last. A result takes the place of one of the same
-    dataset, configuration and metric name.
+    A section of that title is replaced, a new one stands before `## Limits`, or last. A result takes the place of one of the
+    same dataset, configuration and metric name.
 
     Args:
         text: Markdown without headings of the first two levels. results: `EvalResult`s, as the model-index holds them.
@@ -162,11 +163,12 @@ def update_card(folder, title: str, text: str, results: list[EvalResult] = ()) -
     write_aside(run.card, card.save)
 
 
-def _add_results(card: ModelCard, run: RunFolder, results: list[EvalResult]) -> None:
+def _add_results(card: ModelCard, run: RunFolder, results: Iterable[EvalResult]) -> None:
     """A result takes the place of one of the same dataset, configuration and metric."""
-    if results:
-        key = lambda r: (r.dataset_name, r.dataset_config, r.metric_type, r.metric_name)  # noqa: E731
-        card.data.eval_results = list({key(r): r for r in [*(card.data.eval_results or []), *results]}.values())
+    several = [*(card.data.eval_results or []), *results]
+    if several:
+        by_name = {(r.dataset_name, r.dataset_config, r.metric_type, r.metric_name): r for r in several}
+        card.data.eval_results = list(by_name.values())
         card.data.model_name = card.data.model_name or run.name  # a model-index needs one
 
 

@@ -66,7 +66,7 @@ METHOD_STYLES = {
 def frontier(points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole MSE") -> None:
     """Draw forgetting against what it cost on retain, one line per method through its best points, on logarithmic axes.
 
-    Left both are multiples of the original model's figure: who changes both sets alike lies on the diagonal, whatever the method.
+    Left both are multiples of the original model's figure: who changes both sets alike lies on the diagonal, by any method.
 
     Args:
         points: rows with method, retain_drift, and retain_* and forget_* of the figure.
@@ -162,8 +162,8 @@ def metric_curves(
     The dotted lines are the original model's.
 
     Args:
-        rows: {"set", "model", x, and every metric, perhaps with "original_" + metric}. Models with one point each (the runs of an
-            ablation) make one line; models with several make one each.
+        rows: {"set", "model", x, and every metric, perhaps with "original_" + metric}. Models with one point each (the runs
+            of an ablation) make one line; models with several make one each.
         metrics: {key: title}, a panel each; a metric that no row has is left out. path: PNG file to write.
         log: a logarithmic axis.
     """

@@ -97,8 +97,11 @@ def _masks(audit: dict) -> list[dict]:
 
 
 def _evaluations(run: RunFolder, folder: str | None) -> list[dict]:
-    """{"title", "head", "rows"} of what was measured later: in the folder of recipes/evaluate.py if one is given, else as the run's own
-    says, else any rows in a results.json there."""
+    """{"title", "head", "rows"} of what was measured after the run.
+
+    Args:
+        folder: an output folder of recipes/evaluate.py. None: the run's own says, else any rows in a results.json there.
+    """
     if folder is None and run.evaluation:
         return [
             table | {"title": TITLES.get(section, f"{section}, ") + title}

@@ -1,12 +1,16 @@
 """The folder of a run: its files, their format, and who may write over what.
 
-    run.yaml         the options, as `--config` reads them                     run.json         the facts that card and report show
-    figures.json     what `Evaluator` measured: {set: {name: number}}          evaluation.json  what was measured later: {section: tables}
-    audit.json       parts and verdicts of an audit                            README.md        the card
+    run.yaml         the options, as `--config` reads them
+    run.json         the facts that card and report show
+    figures.json     what `Evaluator` measured: {set: {name: number}}
+    evaluation.json  what was measured later: tables by section of the card
+    audit.json       parts and verdicts of an audit
+    README.md        the card
 
 Nobody else spells these names. run.json and evaluation.json say which format they have.
 """
 
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
 from enum import Enum
 from pathlib import Path
@@ -16,7 +20,13 @@ from huggingface_hub import EvalResult
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from ..storage import differences, read_json, write_json, write_text
+from ..storage import (
+    differences,
+    kept,  # noqa: F401 (its callers of before)
+    read_json,
+    write_json,
+    write_text,
+)
 
 OPTIONS, RECORD, FIGURES, EVALUATION, AUDIT = "run.yaml", "run.json", "figures.json", "evaluation.json", "audit.json"
 CARD, REPORT, PICTURE = "README.md", "report.html", "before_after.png"
@@ -98,17 +108,17 @@ class RunFolder:
         return self._versioned(EVALUATION).get("sections", {})
 
     def write_evaluation(
-        self, section: str, tables: list[dict], text: str = "", command: str = "", results: list[EvalResult] = ()
+        self, section: str, tables: list[dict], text: str = "", command: str = "", results: Iterable[EvalResult] = ()
     ) -> None:
         """Keep what was measured after the run, in place of an older measurement of the same section.
 
         Args:
-            section: its title in the card: `METRICS` or `TRAINING_METRICS`, or another. tables: {"title", "caption", "head": [str],
-                "rows": [[str]]}; consecutive tables of one title stand under one heading, each below its caption. text: a paragraph before them.
-            command: that measured. results: for the card's metadata.
+            section: its title in the card: `METRICS` or `TRAINING_METRICS`, or another.
+            tables: as `markdown` describes them. text: a paragraph before them. command: that measured.
+            results: for the card's metadata.
         """
-        results = [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
-        new = {"text": text, "tables": tables, "command": command, "results": results}
+        values = [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
+        new = {"text": text, "tables": tables, "command": command, "results": values}
         write_json(self.path / EVALUATION, {"format": FORMAT, "sections": self.evaluation | {section: new}})
 
     @property
@@ -137,7 +147,8 @@ class RunFolder:
                 changed = sorted([*changed, "networks"])
             if changed:
                 raise InputError(
-                    f"'{self.path}' holds {what} made with other options ({', '.join(changed)}); choose another --output_dir, or empty it."
+                    f"'{self.path}' holds {what} made with other options ({', '.join(changed)}); "
+                    "choose another --output_dir, or empty it."
                 )
         if networks is not None:
             write_json(self.path / NETWORKS, networks)
@@ -147,8 +158,8 @@ class RunFolder:
         content = read_json(self.path / name)
         if content.get("format", FORMAT) > FORMAT:
             raise InputError(
-                f"'{self.path / name}' has format {content['format']}, and this version of hf_i2i_unlearn reads formats up to {FORMAT}; "
-                "update the package."
+                f"'{self.path / name}' has format {content['format']}, and this version of hf_i2i_unlearn reads formats "
+                f"up to {FORMAT}; update the package."
             )
         return content
 

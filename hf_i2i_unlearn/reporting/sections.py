@@ -57,15 +57,16 @@ def _audit_results(audit):
 
 def split_sections(text: str) -> list[tuple[str, str]]:
     """[(title, Markdown with its heading)] of the parts that begin with `## `, after what stands above them, titled ""."""
-    sections, fence = [["", ""]], ""
+    sections, fence = [("", "")], ""
     for line in text.splitlines(keepends=True):
         mark = line.lstrip()[:3]
         if mark in ("```", "~~~") and fence in ("", mark):  # what looks like a heading in code is none
             fence = "" if fence else mark
         if line.startswith("## ") and not fence:
-            sections.append([line[3:].strip(), ""])
-        sections[-1][1] += line
-    return [tuple(section) for section in sections]
+            sections.append((line[3:].strip(), ""))
+        title, above = sections[-1]
+        sections[-1] = title, above + line
+    return sections
 
 
 def place_section(sections: list[tuple[str, str]], title: str, text: str) -> None:

@@ -131,8 +131,8 @@ def faults_of_feeding(output_dir):
             raise
         reason = str(error).strip().splitlines()[-1]
         raise RunError(
-            f"A data worker died, as a rule for want of memory ({reason}); {last_good(output_dir)}. Set --dataloader_num_workers lower "
-            f"(0: none), then {go_on(output_dir)}."
+            f"A data worker died, as a rule for want of memory ({reason}); {last_good(output_dir)}. "
+            f"Set --dataloader_num_workers lower (0: none), then {go_on(output_dir)}."
         ) from error
 
 

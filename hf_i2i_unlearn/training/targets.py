@@ -1,7 +1,8 @@
 """Representations by the original encoder that need not be computed twice, kept on disk and read through memory maps.
 
-A file's folder is a hash of all that its content depends on: weights and settings of the original, T, the bytes of the pictures in
-their order, the image processor, the precision and the versions of the libraries. Whatever changes, the folder is another one.
+A file's folder is a hash of all that its content depends on: weights and settings of the original, T, the bytes of the
+pictures in their order, the image processor, the precision and the versions of the libraries. Whatever changes, the folder is
+another one.
 """
 
 import itertools
@@ -57,7 +58,8 @@ class TargetStore:
 
     Args:
         folder: None is the `assets` folder of the Hugging Face cache.
-        original: E0, perhaps the model to be trained with its adapters off. mask: (1, rows, cols), T. precision: that of autocast.
+        original: E0, perhaps the model to be trained with its adapters off. mask: (1, rows, cols), T.
+        precision: that of autocast.
     """
 
     def __init__(self, folder, original: I2IModel, mask: torch.Tensor, precision: str = "no"):
