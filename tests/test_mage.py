@@ -321,7 +321,7 @@ def test_tokenizer_trains(pixels):
     tokenizer = make_mage().vqgan.requires_grad_().train()
     picture, codebook_loss, ids = tokenizer(pixels)
     assert torch.equal(ids, tokenizer.tokenize(pixels))
-    assert_close(picture, tokenizer.decode_tokens(tokenizer.tokenize(pixels)))
+    assert_close(picture, tokenizer.decode_tokens(tokenizer.tokenize(pixels)), 1e-4)
     (F.mse_loss(picture, pixels) + codebook_loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tokenizer.parameters())
     assert tokenizer.encoder.conv_in.weight.grad.abs().max() > 0  # through the codebook

@@ -268,7 +268,7 @@ def test_restoration_depends_on_picture_and_seed_alone(pixels, sampler):
     torch.rand(5)  # no use of the global generator
     assert torch.equal(whole, unet.generate(pixels, MASK, SEEDS))
     parts = [unet.generate(pixels[s], MASK[s], SEEDS[s]) for s in (slice(0, 1), slice(1, 3))]
-    assert_close(torch.cat(parts), whole, 1e-4)  # random weights amplify rounding
+    assert_close(torch.cat(parts), whole, 1e-3)  # random weights amplify rounding
     assert not is_close(whole, unet.generate(pixels, MASK, [21, 22, 23]), 1e-2)
     assert torch.equal(unet.generate(pixels, MASK), unet.generate(pixels, MASK, [0, 0, 0]))
 
