@@ -1,14 +1,22 @@
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from hf_i2i_unlearn import InputError, UnlearningConfig
-from hf_i2i_unlearn.commands.cli import command_line, parse, run
+from hf_i2i_unlearn.commands import COMMANDS
+from hf_i2i_unlearn.commands.cli import command_line, find_config, parse, run
+from hf_i2i_unlearn.commands.options import RunArguments
+from hf_i2i_unlearn.commands.unlearn import asked_family
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.reporting.run_folder import refuse_full_folder, write_run
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -118,3 +126,53 @@ def test_a_finished_recipe_leaves_no_process_group(tmp_path):
     store = f"file://{tmp_path / 'store'}"
     run(lambda: torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1))
     assert not torch.distributed.is_initialized()
+
+
+def test_the_recipes_page_names_every_recipe_and_configuration():
+    page, root = (ROOT / "recipes" / "README.md").read_text(), ROOT / "hf_i2i_unlearn"
+    recipes = [file.name for file in (ROOT / "recipes").glob("*.py")]
+    configs = [file.stem for folder in (ROOT / "recipes", root / "demo") for file in folder.glob("configs/*.yaml")]
+    assert recipes and configs
+    assert [name for name in [*recipes, *configs, *COMMANDS] if f"`{name}`" not in page and name != "tables_options.py"] == []
+
+
+def test_a_packaged_configuration_is_known_by_its_name_and_by_its_old_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = ROOT / "hf_i2i_unlearn" / "demo" / "configs" / "unlearn_mnist_mae.yaml"
+    for word in ("unlearn_mnist_mae", "unlearn_mnist_mae.yaml", "recipes/configs/unlearn_mnist_mae.yaml"):
+        assert find_config(word) == packaged
+        _, training = parse((RunArguments, UnlearningConfig), "", ["--use_cpu", "--config", word])
+        assert training.max_steps == 400
+    elsewhere = "mine/unlearn_mnist_mae.yaml"
+    assert find_config(elsewhere) == Path(elsewhere)
+    Path("unlearn_mnist_mae.yaml").write_text("max_steps: 3\n")  # one's own comes first
+    assert parsed("--config", "unlearn_mnist_mae.yaml")[1].max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "family"),
+    [
+        ([], "mae"),
+        (["--model", "mnist-demo-unet"], "diffusion"),
+        (["--config", "unlearn_mnist_mage"], "mage"),
+        (["--config", "unlearn_mnist_mage", "--model", "mnist-demo"], "mae"),
+        (["--config", "nowhere.yaml"], "mae"),  # `parse` refuses it
+    ],
+)
+def test_the_family_is_that_of_the_model(monkeypatch, argv, family):
+    monkeypatch.setattr(sys, "argv", ["x", *argv])
+    assert asked_family() == family
+
+
+def test_cards_name_the_console_script_where_it_was_used(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-i2i-unlearn unlearn", "--alpha", "1"])
+    assert command_line("recipes/x.py") == "hf-i2i-unlearn unlearn --alpha 1"
+
+
+@pytest.mark.parametrize("old", ["conversion palette", "conversion_mage"])
+def test_old_names_of_conversion(old):
+    module, *words = old.split()
+    command = [sys.executable, "-m", f"hf_i2i_unlearn.{module}", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("usage: hf-i2i-unlearn convert ")

@@ -15,6 +15,7 @@ from ..data.streams import ForgetRetainStream
 from ..errors import InputError
 from ..evaluation.completions import completions
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.metrics import Metric
 from ..evaluation.tables import markdown_table
 from ..methods.corruptions import Corruption
 from ..methods.distances import Distance
@@ -72,6 +73,7 @@ class Run:
         patch: a line on that patch. reader: reads the pictures, with the augmentation of training.
         method, distance: of the loss. corruption, eval_corruption: T in training and in evaluation. noise: n.
         splits: the four sets. pairs: the training pairs. rows: {"retain", "forget"}: the evaluation pictures, undecoded.
+        metrics: that are measured besides.
     """
 
     args: RunArguments
@@ -91,13 +93,23 @@ class Run:
     splits: Splits
     pairs: ForgetRetainPairs | ForgetRetainStream
     rows: dict[str, list]
+    metrics: tuple[Metric, ...] = ()
 
     @classmethod
-    def prepare(cls, args: RunArguments, training: UnlearningConfig, model: I2IModel, processor, path: str) -> "Run":
+    def prepare(
+        cls,
+        args: RunArguments,
+        training: UnlearningConfig,
+        model: I2IModel,
+        processor,
+        path: str,
+        metrics: tuple[Metric, ...] = (),
+    ) -> "Run":
         """Turn the words of the options into objects; patches are put on `model`.
 
         Args:
             model: the original model; it is trained in place. processor: its image processor. path: where both came from.
+            metrics: that are measured besides.
 
         Raises:
             InputError: options that cannot work.
@@ -135,6 +147,7 @@ class Run:
             splits=splits,
             pairs=make_pairs(args, splits, training.seed),
             rows={"retain": splits.eval_retain, "forget": splits.eval_forget},
+            metrics=metrics,
         )
 
     def trainer(self) -> UnlearningTrainer:
@@ -152,6 +165,7 @@ class Run:
             reader=self.reader,
             method=self.method,
             distance=self.distance,
+            metrics=self.metrics,
         )
         if self.args.merge and trainer.is_fsdp_enabled:
             raise InputError("--merge does not go with FSDP; leave it out, and merge the patch afterwards.")
@@ -203,8 +217,17 @@ def _put_patches(model: I2IModel, args: RunArguments, base_model: str) -> str | 
 
 def _measure(run: Run, trainer) -> dict:
     """The figures of the unlearned model on all evaluation pictures."""
-    size, seed = run.training.per_device_eval_batch_size, run.training.seed
-    return Evaluator(run.original, run.rows, run.reader.plain, run.eval_corruption, size, seed, trainer.accelerator)(run.model)
+    evaluator = Evaluator(
+        run.original,
+        run.rows,
+        run.reader.plain,
+        run.eval_corruption,
+        run.training.per_device_eval_batch_size,
+        run.training.seed,
+        trainer.accelerator,
+        metrics=run.metrics,
+    )
+    return evaluator(run.model)
 
 
 def _draw(run: Run) -> None:
