@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-ASIDE = "*.part"  # what `write_aside` writes before the file has its name; a killed process may leave some
+HALF_WRITTEN = "*.part"  # what `write_aside` writes before the file has its name; a killed process may leave some
 
 
 def write_aside(file, write: Callable[[Path], object]) -> None:

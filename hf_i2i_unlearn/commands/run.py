@@ -27,7 +27,7 @@ from ..models.patches import add_patch, load_patches, merge, original_of
 from ..reporting.hub import check_access
 from ..reporting.model_card import inherited_license, write_card
 from ..reporting.plots import completion_grid
-from ..reporting.run_folder import RunFolder, refuse_full_folder
+from ..reporting.run_folder import PICTURE, RunFolder, refuse_full_folder
 from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
 from .cli import command_line
@@ -268,5 +268,5 @@ def _report(run: Run, result: dict, bound: dict | None) -> None:
         found = f"distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}"
         print(f"\nThe retain bound {word}: {found}.")
     what = "patch" if run.model.patch else "checkpoint"
-    picture = " and before_after.png" if run.args.pictures else ""
+    picture = f" and {PICTURE}" if run.args.pictures else ""
     print(f"\n{markdown_table(result)}\n\nIn {run.training.output_dir}: the {what}, its card (README.md){picture}.")

@@ -3,16 +3,14 @@
 What does not beat those knows nothing that could be unlearned.
 """
 
-from pathlib import Path
-
 import numpy as np
-import yaml
 
 from ..errors import InputError
 from ..evaluation.tables import TITLES, title_of
 from ..evaluation.trivial import TRIVIAL
 from ..models.auto import load_model
 from ..models.base import I2IModel
+from ..reporting.run_folder import RunFolder
 
 
 def load_original(path: str, generation: dict | None = None, steps: int | None = None) -> I2IModel:
@@ -25,9 +23,7 @@ def load_original(path: str, generation: dict | None = None, steps: int | None =
     Raises:
         InputError: nothing there, or options that the family does not have.
     """
-    file = Path(path) / "run.yaml"
-    run = (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
-    options = dict(run.get("generation") or {}) | dict(generation or {})
+    options = dict(RunFolder(path).options.get("generation") or {}) | dict(generation or {})
     try:
         model = load_model(path, **options)
     except TypeError as error:

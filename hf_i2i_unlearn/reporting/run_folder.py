@@ -126,9 +126,6 @@ class RunFolder:
         """Options, parts and, once it is finished, verdicts of an audit."""
         return read_json(self.path / AUDIT)
 
-    def write_audit(self, content: dict) -> None:
-        write_json(self.path / AUDIT, content)
-
     def claim(self, *instances, what: str = "figures", free=(), leave_out=(), networks: list[dict] | None = None) -> None:
         """Write options and networks to a folder of results, which may hold some of the same options already.
 

@@ -27,7 +27,7 @@ from ..data.streams import ForgetRetainStream
 from ..errors import InputError, RunError
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
-from ..storage import ASIDE, content_hash, write_aside
+from ..storage import HALF_WRITTEN, content_hash, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def save(targets: torch.Tensor, file: Path) -> None:
 
 def remove_stale(folder: Path) -> None:
     """Remove what a killed run has left half-written; nobody takes an hour to write one file."""
-    for file in folder.glob(ASIDE):
+    for file in folder.glob(HALF_WRITTEN):
         if file.stat().st_mtime < time.time() - 3600:
             file.unlink(missing_ok=True)
 
