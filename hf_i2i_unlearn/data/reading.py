@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from ..demo import DEMOS
 from ..errors import InputError
 from .decoding import Decoder, Unreadable
 
@@ -97,13 +98,13 @@ def _side(processor) -> int | None:
 
 
 def load_processor(path: str):
-    """The image processor saved with a checkpoint (folder or Hub id), in its PIL version, which needs no torchvision.
+    """The image processor saved with a checkpoint (folder, Hub id or a demo's name), in its PIL version: without torchvision.
 
     Raises:
         InputError: there is none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(path, backend="pil")
+        return AutoImageProcessor.from_pretrained(DEMOS.get(path, path), backend="pil")
     except (OSError, ValueError) as error:
         raise InputError(
             f"'{path}' has no image processor (preprocessor_config.json); save the one the model was trained with beside it: "

@@ -7,13 +7,10 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers.utils import cached_file
 
-from .. import demo
+from ..demo import DEMOS
 from ..errors import InputError
 from .base import HUB, PATCHES_FILE, I2IModel
 from .patches import load_patches
-
-# Originals that come with the package, by the names that `--model` knows them by.
-DEMOS = {"mnist-demo": demo.MAE, "mnist-demo-unet": demo.UNET, "mnist-demo-mage": demo.MAGE}
 
 # What config.json calls the model (`model_type` of transformers, `_class_name` of diffusers) -> module:class. A family is
 # imported when it is met, for the libraries of the others take seconds to import.
