@@ -3,6 +3,7 @@
 Training, packing, evaluation and audit share it.
 """
 
+import hashlib
 import io
 import struct
 import warnings
@@ -100,6 +101,15 @@ def encoded_bytes(image: dict) -> bytes:
         return image["bytes"]
     with fsspec.open(image["path"], "rb") as file:
         return file.read()
+
+
+def picture_hash(row: dict) -> str:
+    """sha256 of the encoded picture of an undecoded row, in hexadecimal; of one that cannot be had, that of no bytes."""
+    try:
+        content = encoded_bytes(row["image"])
+    except (OSError, TypeError, AttributeError):  # the reader refuses or skips it
+        content = b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 
 from ..demo import DEMOS
 from ..errors import InputError
-from .decoding import Decoder, Unreadable
+from .decoding import Decoder, Unreadable, picture_hash
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def load_processor(path: str):
 
 
 class PairCollator:
-    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": int array (B, 3), "skipped": int}.
+    """Pairs of rows -> {"forget": (B, C, H, W), "retain": (B, C, H, W), "seeds": int array (B, 3), "skipped": int,
+    "forget_hashes": B sha256 of encoded forget pictures}.
 
     A pair of which one picture is unreadable is dropped whole, so the halves stay balanced; `skipped` counts them.
     The seeds of a pair are those of T for the retain picture, T for the forget picture, and n. They are no tensors, so
@@ -133,16 +134,17 @@ class PairCollator:
         for pair in present:
             pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
             if None not in pictures:
-                kept.append((*pictures, pair["seeds"], pair.get("retain_row")))
+                kept.append((*pictures, pair["seeds"], pair.get("retain_row"), picture_hash(pair["forget"])))
         if not kept:
             raise InputError(f"All {len(pairs)} pairs of a batch hold an unreadable picture; there is nothing to train on.")
-        retain, forget, seeds, rows = zip(*kept)
+        retain, forget, seeds, rows, hashes = zip(*kept)
         pixels = self.reader.pixels([*retain, *forget])  # (2B, C, H, W)
         batch = {
             "retain": pixels[: len(kept)],
             "forget": pixels[len(kept) :],
             "seeds": np.array(seeds),
             "skipped": len(pairs) - len(kept),
+            "forget_hashes": list(hashes),
         }
         return batch if self.targets is None else batch | {"retain_target": self.targets[rows]}
 

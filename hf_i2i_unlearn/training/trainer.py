@@ -19,6 +19,7 @@ from ..methods.method import OURS, Method
 from ..methods.noise import Noise, StandardNormal
 from ..models.base import I2IModel, TrainingLoss
 from ..models.patches import AdaptersOff, original_of
+from .accounting import Accounting, check_steps, refuse_unmoved, weights_hash
 from .base_trainer import I2ITrainer
 from .config import UnlearningConfig, check_options
 from .control import RetainBound, StopAtForgetDistance
@@ -79,6 +80,7 @@ class UnlearningTrainer(I2ITrainer):
         _check_objects(model, train_dataset, corruption, eval_corruption, noise, original)
         check_options(args, method, distance)
         reader = reader or ImageReader(processing_class, model.channels, augment, on_corrupt)
+        check_steps(args, train_dataset)
         _check_run(model, args, method, train_dataset, corruption, eval_corruption, reader.augment)
         collator = PairCollator(reader)
         model.check_pixels(collator([_first_readable(train_dataset, reader)])["forget"])
@@ -105,6 +107,7 @@ class UnlearningTrainer(I2ITrainer):
             method, self.original, distance, self.noise, args.noise_target, args.mean_draws, args.seed, args.noise_bank
         )
         self._add_control()
+        self.accounting: Accounting | None = None  # from the start of training
         self.evaluator = None
         if eval_dataset is not None:
             self._add_evaluation(eval_dataset, reader.plain, metrics)
@@ -136,7 +139,11 @@ class UnlearningTrainer(I2ITrainer):
 
     def train(self, *args, **kwargs):
         self.prepare_targets()
-        return super().train(*args, **kwargs)
+        self.accounting, before = Accounting(self.train_dataset, self.corruption, self.method), weights_hash(self._trained())
+        output = super().train(*args, **kwargs)
+        self.accounting.gather()
+        refuse_unmoved(before, weights_hash(self._trained()), self.state.global_step, self.args.learning_rate)
+        return output
 
     def prepare_targets(self) -> None:
         """With `cache_targets`, compute or find the targets that stay the same. `train` calls this.
@@ -164,6 +171,8 @@ class UnlearningTrainer(I2ITrainer):
         retain, forget, diagnostics = self._terms(model, inputs, self.corruption.at(self.state.global_step))
         self.log_terms(retain_distance=retain, **({} if forget is None else {"forget_distance": forget}), **diagnostics)
         self.skipped += inputs["skipped"]
+        if self.accounting:
+            self.accounting.saw(inputs.get("forget_hashes", []))
         if self.bound:
             loss = self.bound.weigh(retain, forget)
         else:
@@ -235,14 +244,24 @@ class UnlearningTrainer(I2ITrainer):
             "multiplier": math.exp(self.bound.log_multiplier),
         }
 
+    def _save_checkpoint(self, model, trial):
+        # Overrides Trainer: all processes come by here, and only here.
+        if self.accounting:
+            self.accounting.gather()
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir=None, state_dict=None):
         # Overrides Trainer: the bound's multiplier is part of a checkpoint, so that a resumed run goes on with it.
         super()._save(output_dir, state_dict)
+        if self.accounting and self.is_in_train and self.args.should_save:
+            self.accounting.save(output_dir or self.args.output_dir)
         if self.bound and self.is_in_train and self.args.should_save:
             (Path(output_dir or self.args.output_dir) / BOUND_FILE).write_text(json.dumps(self.bound.state()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # Overrides Trainer: the counterpart of _save.
+        if self.accounting:
+            self.accounting.load(resume_from_checkpoint, self.is_world_process_zero())
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.bound:
             self.bound.load_state(json.loads((Path(resume_from_checkpoint) / BOUND_FILE).read_text()))
