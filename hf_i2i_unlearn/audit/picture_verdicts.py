@@ -1,0 +1,205 @@
+"""A verdict per picture: can it still be completed?
+
+Pictures differ in difficulty: anybody completes a clear sky. So the error of a completion is taken in units of the picture's own
+blank-fill error (the mean colour of its visible part), and compared with the original model's errors on pictures that it never
+saw, in the same units and under the same mask.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.decoding import picture_hash
+from ..data.pairs import seeds_for
+from ..data.reading import ImageReader
+from ..errors import InputError
+from ..evaluation.metrics import hole_mse
+from ..methods.corruptions import CenterCrop, Corruption, Extend, Outpaint, RandomMask
+from ..models.base import I2IModel
+from .statistics import share
+
+CANNOT, NEVER_SEEN, IN_PART, STILL, NOTHING = (
+    "cannot be completed", "as if never seen", "in part", "still completed", "nothing to complete",
+)  # fmt: skip
+GRADES = {
+    CANNOT: "its error lies above 95 of 100 pictures that the original never saw",
+    NEVER_SEEN: "its error has risen by a quarter or more, and lies above half of the pictures that the original never saw",
+    IN_PART: "its error has risen by a quarter or more, but lies below half of the pictures that the original never saw",
+    STILL: "its error has not risen by a quarter",
+    NOTHING: "what is hidden has the one colour of the rest: anybody completes it",
+}
+HONOURED = (CANNOT, NEVER_SEEN)
+RISE = 1.25
+FLAT = 1e-4  # a blank-fill error below this, in normalised units, is that of a picture without content in the hole
+FEWEST = 20  # unseen pictures below which percentiles say nothing
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Percentiles of the original's relative errors on unseen pictures under one mask, and how many there were."""
+
+    low: float  # the 5th
+    median: float
+    high: float  # the 95th
+    count: int
+
+    @classmethod
+    def of(cls, errors: np.ndarray) -> "Bounds":
+        """errors: (N,). Raises InputError for fewer than `FEWEST`."""
+        if len(errors) < FEWEST:
+            raise InputError(
+                f"{len(errors)} unseen pictures are too few to tell a forgotten picture from a hard one; give {FEWEST} or more (an "
+                "evaluation split, or --unseen_dataset)."
+            )
+        return cls(*np.percentile(errors, [5, 50, 95]).tolist(), len(errors))
+
+    def grade(self, before: float, after: float) -> str:
+        """The grade of a picture by its relative errors before and after."""
+        if after > self.high:
+            return CANNOT
+        if after < RISE * before:
+            return STILL
+        return NEVER_SEEN if after > self.median else IN_PART
+
+
+def other_masks(grid: tuple[int, int], trained: list[Corruption], count: int = 3) -> list[Corruption]:
+    """Masks that were not trained with, for this grid."""
+    rows, cols = grid
+    found = [
+        RandomMask(0.5), Extend("left", max(1, cols // 2)), CenterCrop(max(1, rows // 2)), Outpaint(max(1, rows // 2)),
+        CenterCrop(max(1, rows // 4)), RandomMask(0.75),
+    ]  # fmt: skip
+    known, chosen = {str(c) for c in trained}, []
+    for corruption in found:
+        if str(corruption) not in known and 0 < corruption.hidden(grid) < rows * cols:
+            known.add(str(corruption))
+            chosen.append(corruption)
+    return chosen[:count]
+
+
+@dataclass
+class Judge:
+    """Gives every forget picture its verdict.
+
+    Args:
+        original: the original model. reader: reads pictures, without augmentation.
+        trained: the masks of training. others: masks that were not trained with.
+        seed: fixes T and generation; the draws of picture i depend on (seed, i) alone.
+    """
+
+    original: I2IModel
+    reader: ImageReader
+    trained: list[Corruption]
+    others: list[Corruption]
+    batch_size: int = 64
+    seed: int = 0
+    progress: bool = True
+
+    def __call__(self, model: I2IModel, forget: list, unseen: list) -> dict:
+        """The verdicts, as plain data.
+
+        Args:
+            model: the unlearned model. forget, unseen: undecoded rows: those to be forgotten, and some that the original never saw.
+
+        Returns:
+            {"masks": {T: {"trained", "unseen": {"low", "median", "high", "count"}}},
+            "pictures": [{"sha256", "grade": the worst under a trained mask, "memorised", "masks": {T: {"before", "after", "grade"}}}],
+            "unreadable": hashes, "grades": {grade: count}, "honoured", "honoured_other_masks", "memorised": {"count", "of",
+            "share", "low", "high"} with Wilson's 95% interval}. Errors are in units of the picture's blank-fill error.
+
+        Raises:
+            InputError: no forget picture can be read, or too few unseen ones.
+        """
+        masks = [*self.trained, *self.others]
+        _, reference, _ = self._errors({"before": self.original}, unseen, masks, "unseen pictures")
+        bounds = {t: Bounds.of(found["before"][found["blank"] > FLAT]) for t, found in reference.items()}
+        kept, found, unreadable = self._errors({"before": self.original, "after": model}, forget, masks, "forget pictures")
+        if not kept:
+            raise InputError(f"None of the {len(forget)} forget pictures can be read, so there is nothing to judge.")
+        names = [str(t) for t in self.trained]
+        pictures = []
+        for number, row in enumerate(kept):
+            cells = {t: _cell(bounds[t], {kind: values[number] for kind, values in found[t].items()}) for t in found}
+            pictures.append({"sha256": picture_hash(row)} | summary(cells, names, bounds) | {"masks": cells})
+        return {
+            "masks": {t: {"trained": t in names, "unseen": vars(b)} for t, b in bounds.items()},
+            "pictures": pictures,
+            "unreadable": [picture_hash(row) for row in unreadable],
+        } | counted(pictures, names)
+
+    @torch.no_grad()
+    def _errors(self, models, rows, masks, title):
+        """(rows that can be read, {T: {"blank" or a model: (N,) relative errors}}, the other rows); "blank" in normalised units."""
+        found: dict[str, dict[str, list]] = {str(t): {name: [] for name in ("blank", *models)} for t in masks}
+        kept, unreadable = [], []
+        device, modes = next(self.original.parameters()).device, [(m, m.training) for m in models.values()]
+        for model in models.values():
+            model.eval()
+        for start in tqdm(range(0, len(rows), self.batch_size), f"verdicts: {title}", leave=False, disable=not self.progress):
+            numbered = list(enumerate(rows))[start : start + self.batch_size]
+            pictures = [(i, row, self.reader.decode(row)) for i, row in numbered]
+            unreadable += [row for _, row, picture in pictures if picture is None]
+            pictures = [item for item in pictures if item[2] is not None]
+            if not pictures:
+                continue
+            kept += [row for _, row, _ in pictures]
+            pixels = self.reader.pixels([picture for *_, picture in pictures]).to(device)
+            seeds = np.array([seeds_for(self.seed, i) for i, *_ in pictures])
+            for t in masks:
+                mask = t(self.original.grid, seeds[:, 0])
+                hole = self.original.hole(mask).to(device)
+                blank = hole_mse(blank_fill(pixels, hole), pixels, hole)
+                found[str(t)]["blank"].append(blank)
+                for name, model in models.items():
+                    error = hole_mse(model.generate(pixels, mask, seeds[:, 1]), pixels, hole)
+                    found[str(t)][name].append(error / blank.clamp_min(FLAT))
+        for model, mode in modes:
+            model.train(mode)
+        joined = {
+            t: {k: torch.cat(v).cpu().numpy() if v else np.zeros(0) for k, v in part.items()} for t, part in found.items()
+        }
+        return kept, joined, unreadable
+
+
+def blank_fill(pixels: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """The mean colour of each picture's visible part, (B, C, 1, 1): a fill that knows nothing."""
+    seen = (~hole).to(pixels)
+    return (pixels * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+
+
+def _cell(bounds: Bounds, errors: dict[str, float]) -> dict:
+    before, after = float(errors["before"]), float(errors["after"])
+    grade = NOTHING if errors["blank"] <= FLAT else bounds.grade(before, after)
+    return {"before": round(before, 4), "after": round(after, 4), "grade": grade}
+
+
+def summary(cells: dict[str, dict], trained: list[str], bounds: dict[str, Bounds]) -> dict:
+    """{"grade": the worst under a trained mask, "memorised": whether the original knew it better than 95 of 100 unseen pictures}."""
+    grades = [cells[t]["grade"] for t in trained if cells[t]["grade"] != NOTHING]
+    order = list(GRADES)
+    known = any(cells[t]["before"] < bounds[t].low for t in trained if cells[t]["grade"] != NOTHING)
+    return {"grade": max(grades, key=order.index) if grades else NOTHING, "memorised": known}
+
+
+def counted(pictures: list[dict], trained: list[str]) -> dict:
+    """How many have which grade, and so many of so many with an interval."""
+    judged = [p for p in pictures if p["grade"] != NOTHING]
+    others = [
+        all(c["grade"] in (*HONOURED, NOTHING) for t, c in p["masks"].items() if t not in trained) for p in judged
+    ]  # under every one of them
+    return {
+        "grades": {grade: sum(p["grade"] == grade for p in pictures) for grade in GRADES},
+        "honoured": so_many([p["grade"] in HONOURED for p in judged]),
+        "honoured_other_masks": so_many(others),
+        "memorised": so_many([p["memorised"] for p in judged]),
+    }
+
+
+def so_many(flags: list[bool]) -> dict:
+    """{"count", "of", "share", "low", "high"}; the share is None of none."""
+    if not flags:
+        return {"count": 0, "of": 0, "share": None, "low": None, "high": None}
+    found = share(sum(flags), len(flags))
+    return {"count": sum(flags), "of": len(flags), "share": found["accuracy"], "low": found["low"], "high": found["high"]}
