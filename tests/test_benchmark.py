@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "recipes" / "benchmarks"))
 
-import benchmark
-import benchmark_cost
-import benchmark_steps
+import benchmark  # noqa: E402
+import benchmark_cost  # noqa: E402
+import benchmark_steps  # noqa: E402
 
 TINY = {"size": 64, "width": 32, "layers": 2, "pairs": 3, "rounds": 1}
 

@@ -196,8 +196,20 @@ def test_two_processes_end_with_the_weights_of_one(checkpoint, photographs, tmp_
     weights = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        argv = [*options(checkpoint, photographs, folder), "--per_device_train_batch_size", 8 // processes, "--optim", "sgd",
-                "--learning_rate", 0.05, "--num_train_epochs", 2, "--corruption", "random:0.5", *(["--lora"] if lora else [])]  # fmt: skip
+        argv = [
+            *options(checkpoint, photographs, folder),
+            "--per_device_train_batch_size",
+            8 // processes,
+            "--optim",
+            "sgd",
+            "--learning_rate",
+            0.05,
+            "--num_train_epochs",
+            2,
+            "--corruption",
+            "random:0.5",
+            *(["--lora"] if lora else []),
+        ]
         subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
              str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, argv)],
@@ -222,8 +234,26 @@ def test_pretraining_makes_a_loadable_model_and_resumes(tmp_path):
     }  # fmt: skip
 
     def pretrain(folder, *more):
-        argv = ["--model", json.dumps(model), "--dataset", pictures, "--eval_split", "train", "--output_dir", tmp_path / folder,
-                "--max_steps", 6, "--save_steps", 2, "--save_total_limit", 5, "--use_cpu", "--disable_tqdm", "true", *more]  # fmt: skip
+        argv = [
+            "--model",
+            json.dumps(model),
+            "--dataset",
+            pictures,
+            "--eval_split",
+            "train",
+            "--output_dir",
+            tmp_path / folder,
+            "--max_steps",
+            6,
+            "--save_steps",
+            2,
+            "--save_total_limit",
+            5,
+            "--use_cpu",
+            "--disable_tqdm",
+            "true",
+            *more,
+        ]
         done = subprocess.run(
             [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *map(str, argv)],
             cwd=tmp_path,

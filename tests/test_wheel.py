@@ -56,7 +56,9 @@ def test_the_console_script(installed, tmp_path):
     entries.read(info / "entry_points.txt")
     module, function = entries["console_scripts"]["hf-i2i-unlearn"].split(":")
     # What pip writes to bin/.
-    script = f"import sys; from {module} import {function}; import hf_i2i_unlearn; print(hf_i2i_unlearn.__file__); sys.exit({function}())"
+    script = (
+        f"import sys; from {module} import {function}; print(sys.modules['hf_i2i_unlearn'].__file__); sys.exit({function}())"
+    )
 
     def launch(*argv):
         return subprocess.run(
@@ -82,11 +84,16 @@ def test_the_console_script(installed, tmp_path):
 
 def test_accelerate_launches_the_module(installed, tmp_path):
     """Another family than that of the demo, by the name of its configuration."""
+    launcher = "-m accelerate.commands.accelerate_cli launch --cpu --num_processes 1 -m hf_i2i_unlearn"
+    command = (
+        "unlearn --config unlearn_mnist_mage --max_steps 1 --eval_samples 2 --pictures 0 --eval_strategy no --disable_tqdm true"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1", "-m", "hf_i2i_unlearn",
-         "unlearn", "--config", "unlearn_mnist_mage", "--max_steps", "1", "--eval_samples", "2", "--pictures", "0", "--eval_strategy",
-         "no", "--disable_tqdm", "true"],
-        cwd=tmp_path, env=environment(installed), capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, *launcher.split(), *command.split()],
+        cwd=tmp_path,
+        env=environment(installed),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load((tmp_path / "unlearned-mnist-mage" / "run.yaml").read_text())["margin"] == 0

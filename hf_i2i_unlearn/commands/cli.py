@@ -107,7 +107,7 @@ def _read_yaml(file, known):
 
 
 def run(main) -> None:
-    """Call a command's `main`; bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
+    """Call `main`. Bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
     try:
         main()
         _end_process_group()

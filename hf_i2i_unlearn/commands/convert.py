@@ -13,7 +13,10 @@ from . import PROGRAM
 
 
 def main(argv=None) -> None:
-    """The command line: one word per kind of checkpoint, then what to read and what to write. `argv` is that of the process if None.
+    """The command line: one word per kind of checkpoint, then what to read and what to write.
+
+    Args:
+        argv: the words; those of the process if None.
 
     Raises:
         InputError: what cannot be read, or a folder that holds something.

@@ -33,13 +33,14 @@ def load_mae(args: MAEArguments, path: str):
 class DiffusionArguments(RunArguments):
     """Make an inpainting diffusion model of `diffusers` forget pictures (eq. C.25 of the paper).
 
-    Without options it runs the embedded demo: a small U-Net forgets the digits 5-9 of MNIST, offline, in about two minutes. With
-    your own: --model, --dataset, and one of --forget_classes, --forget_list, --forget_rows, --forget_values. The model is a folder
-    or Hub id of a U-Net or of a whole pipeline; its config tells the layout: Palette (6 input channels), unconditional (3), or
-    latent inpainting as Stable Diffusion's (9). A published Palette checkpoint is converted first: `hf-i2i-unlearn convert palette
-    FILE FOLDER`. The output folder is as for masked autoencoders, loads with plain `diffusers`, and is a whole pipeline where the
-    input was one. Defaults follow App. C.3: learning rate 1e-5, 3 epochs, 8 pairs per device. What is not given of the options
-    with a default in brackets is as the model was saved, else that default.
+    Without options it runs the embedded demo: a small U-Net forgets the digits 5-9 of MNIST, offline, in about two minutes.
+    With your own: --model, --dataset, and one of --forget_classes, --forget_list, --forget_rows, --forget_values. The model
+    is a folder or Hub id of a U-Net or of a whole pipeline; its config tells the layout: Palette (6 input channels),
+    unconditional (3), or latent inpainting as Stable Diffusion's (9). A published Palette checkpoint is converted first:
+    `hf-i2i-unlearn convert palette FILE FOLDER`. The output folder is as for masked autoencoders, loads with plain
+    `diffusers`, and is a whole pipeline where the input was one. Defaults follow App. C.3: learning rate 1e-5, 3 epochs, 8
+    pairs per device. What is not given of the options with a default in brackets is as the model was saved, else that
+    default.
     """
 
     model: str = field(
@@ -66,13 +67,15 @@ class DiffusionArguments(RunArguments):
         default=None,
         metadata={
             "choices": ["picture", "noise"],
-            "help": "The visible part that the original sees with n: the forget picture's (C.25), or n's too (eq. 10) [picture].",
+            "help": "The visible part that the original sees with n: the forget picture's (C.25), or n's too "
+            "(eq. 10) [picture].",
         },
     )
     frozen_levels: int | None = field(
         default=None,
         metadata={
-            "help": "Down blocks, from the first, that stay as they are with conv_in; they see too few pixels to tell sets apart [0]."
+            "help": "Down blocks, from the first, that stay as they are with conv_in; they see too few pixels to "
+            "tell sets apart [0]."
         },
     )
     frozen_conv_in: bool | None = field(
@@ -136,11 +139,12 @@ class MageArguments(RunArguments):
     """Make a MAGE model (VQ-GAN tokens) forget pictures (eq. 10 of "Machine Unlearning for Image-to-Image Generative Models").
 
     Without options it runs the embedded demo: a small MAGE forgets the digits 5-9 of MNIST, offline, in two minutes. With your
-    own: --model (a folder or Hub id with a `MageModel` and its image processor, which must not normalise), --dataset, and one of
-    --forget_classes, --forget_list, --forget_rows, --forget_values. A published checkpoint is converted first: `hf-i2i-unlearn
-    convert mage --help`. The output folder is as for masked autoencoders; it loads with `transformers.AutoModel` and
-    trust_remote_code. Output methods train with the token cross-entropy, for no discriminator was released. The released code's
-    training is --corruption random:0.5 --mask_rate mage --blank_hole false --noise batch --train_word_embeddings.
+    own: --model (a folder or Hub id with a `MageModel` and its image processor, which must not normalise), --dataset, and one
+    of --forget_classes, --forget_list, --forget_rows, --forget_values. A published checkpoint is converted first:
+    `hf-i2i-unlearn convert mage --help`. The output folder is as for masked autoencoders; it loads with
+    `transformers.AutoModel` and trust_remote_code. Output methods train with the token cross-entropy, for no discriminator
+    was released. The released code's training is --corruption random:0.5 --mask_rate mage --blank_hole false --noise batch
+    --train_word_embeddings.
     """
 
     model: str = field(

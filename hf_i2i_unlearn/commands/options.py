@@ -53,8 +53,8 @@ class RunArguments(MethodArguments, SplitArguments):
     corruption: str = field(
         default="center:8",
         metadata={
-            "help": f"T(x) in training: {CORRUPTION_HELP}. Several, parted by commas, take turns, a step each; what is forgotten "
-            "under one alone may still be completed under others."
+            "help": f"T(x) in training: {CORRUPTION_HELP}. Several, parted by commas, take turns, a step each; what "
+            "is forgotten under one alone may still be completed under others."
         },
     )
     eval_corruption: str | None = field(
@@ -81,8 +81,8 @@ class RunArguments(MethodArguments, SplitArguments):
     lora_targets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers of the encoder to adapt, by the ends of their names, such as q_proj v_proj (too few to forget well); "
-            "all linear layers if not given, of U-Nets the convolutions too."
+            "help": "Layers of the encoder to adapt, by the ends of their names, such as q_proj v_proj (too few to "
+            "forget well); all linear layers if not given, of U-Nets the convolutions too."
         },
     )
     patches: list[str] | None = field(

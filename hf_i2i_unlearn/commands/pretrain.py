@@ -32,32 +32,37 @@ class Arguments(SourceArguments):
         default="tokenizer",
         metadata={
             "choices": ["tokenizer", "transformer", "decoder"],
-            "help": "MAGE: what to train; transformer and decoder (the way from tokens to pixels, by --adversarial_weight) need --init.",
+            "help": "MAGE: what to train; transformer and decoder (the way from tokens to pixels, by "
+            "--adversarial_weight) need --init.",
         },
     )
     init: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id. MAE, U-Net, and MAGE's decoder: the model to go on with. MAGE: whose tokenizer the transformer learns."
+            "help": "Folder or Hub id. MAE, U-Net, and MAGE's decoder: the model to go on with. MAGE: whose "
+            "tokenizer the transformer learns."
         },
     )
     adversarial_weight: float = field(
         default=0.0,
         metadata={
-            "help": "MAE, and MAGE's decoder: weight of a discriminator's verdict on the completion, beside the squared error; 0 = none."
+            "help": "MAE, and MAGE's decoder: weight of a discriminator's verdict on the completion, beside the "
+            "squared error; 0 = none."
         },
     )
     informed_start: bool = field(
         default=False,
         metadata={
-            "help": "MAGE's transformer: start words half as the tokenizer's codes, and positions as sines and cosines, not all at random."
+            "help": "MAGE's transformer: start words half as the tokenizer's codes, and positions as sines and "
+            "cosines, not all at random."
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "MAGE: dropout of the transformer in pretraining."})
     generation: JsonDict = field(
         default_factory=JsonDict,
         metadata={
-            "help": "MAGE: steps, temperature, code_temperature, toward_mean and margin of the decoding, for samples and figures, as JSON or in YAML."
+            "help": "MAGE: steps, temperature, code_temperature, toward_mean and margin of the decoding, for samples "
+            "and figures, as JSON or in YAML."
         },
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})

@@ -50,9 +50,9 @@ def parse_corruption(text: str, several: bool = False) -> Corruption:
 
 
 NOISE_HELP = (
-    "normal: N(0, I), the paper's; moments: mean and deviation of each channel of the forget set; low_rank: its covariance up to "
-    "--noise_rank directions; batch: matched to each batch and clamped, as the reference code does; uniform: on [-1, 1]; "
-    "constant: 0"
+    "normal: N(0, I), the paper's; moments: mean and deviation of each channel of the forget set; low_rank: its "
+    "covariance up to --noise_rank directions; batch: matched to each batch and clamped, as the reference code does; "
+    "uniform: on [-1, 1]; constant: 0"
 )
 
 

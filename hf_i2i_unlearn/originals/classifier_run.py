@@ -20,8 +20,8 @@ CARD = """---
 
 # {name}
 
-A small classifier (`{kind}`, {weights:,} weights) of {size}x{size} pictures, to measure completed pictures by its features. It is
-trained on whole pictures and on parts of them, for it judges the hole of a completion alone too.
+A small classifier (`{kind}`, {weights:,} weights) of {size}x{size} pictures, to measure completed pictures by its features. It
+is trained on whole pictures and on parts of them, for it judges the hole of a completion alone too.
 
 | | |
 |---|---|

@@ -19,8 +19,8 @@ def make_model(args):
     """A fresh model of the family `args.family`, or one that goes on with another.
 
     Args:
-        args: the options of `commands.pretrain.Arguments`; what is read of them: family, model, stage, init, adversarial_weight,
-            informed_start, dropout, generation, patch_size, denoising_steps and prediction_type.
+        args: the options of `commands.pretrain.Arguments`; what is read of them: family, model, stage, init,
+            adversarial_weight, informed_start, dropout, generation, patch_size, denoising_steps and prediction_type.
 
     Raises:
         InputError: options that the family does not have or that do not fit each other.
@@ -28,7 +28,8 @@ def make_model(args):
     if args.adversarial_weight and not (args.family == "mae" or (args.family == "mage" and args.stage == "decoder")):
         stage = f" --stage {args.stage}" if args.family == "mage" else ""
         raise InputError(
-            f"--adversarial_weight is for MAE and for MAGE's --stage decoder, not for --family {args.family}{stage}; leave it out."
+            f"--adversarial_weight is for MAE and for MAGE's --stage decoder, not for --family {args.family}{stage}; "
+            "leave it out."
         )
     if args.informed_start and (args.family, args.stage) != ("mage", "transformer"):
         raise InputError("--informed_start is for --family mage --stage transformer; leave it out.")
@@ -71,8 +72,10 @@ def make_unet(args):
 
 
 def make_mage(args):
-    """A fresh MAGE; for its second stage with the tokenizer and, but for `args.model`, the configuration of `args.init`; for its third
-    that of `args.init`."""
+    """A fresh MAGE, or for its later stages what goes on with the one of `args.init`.
+
+    The second stage takes its tokenizer and, but for `args.model`, its configuration; the third takes all of it.
+    """
     changes = known_fields(args.model, MageConfig)
     if args.stage == "tokenizer":
         if args.init:

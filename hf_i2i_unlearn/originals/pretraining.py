@@ -89,8 +89,8 @@ class PretrainingTrainer(I2ITrainer):
             matrices = block_matrices(self.model)
             if not matrices:
                 raise InputError(
-                    f"Muon takes the weight matrices of transformer blocks, and none of the '{self.i2i.family}' model's is to be "
-                    "trained; set muon_learning_rate to 0."
+                    f"Muon takes the weight matrices of transformer blocks, and none of the '{self.i2i.family}' "
+                    "model's is to be trained; set muon_learning_rate to 0."
                 )
             taken = {id(p) for p in matrices}
             plain = [p for _, p in trainable if id(p) not in taken and p.ndim < 2]

@@ -110,12 +110,14 @@ def verdict(rows: list[dict], what: str) -> str:
     if len(clear) == len(rows):
         word = "the original **clearly beats** every trivial completion in all figures"
     elif not behind:
-        word = f"the original beats every trivial completion, clearly (by {CLEARLY:.0%} or more) in {len(clear)} of {len(rows)} figures"
+        clearly = f"clearly (by {CLEARLY:.0%} or more) in {len(clear)} of {len(rows)} figures"
+        word = f"the original beats every trivial completion, {clearly}"
     elif len(behind) == len(rows):
         word = "the original **does not beat** the trivial completions in any figure"
     else:
         names = ", ".join(r["figure"] for r in behind)
-        word = f"the original beats every trivial completion in {len(rows) - len(behind)} of {len(rows)} figures, **not in** {names}"
+        ahead = f"{len(rows) - len(behind)} of {len(rows)} figures"
+        word = f"the original beats every trivial completion in {ahead}, **not in** {names}"
     lines = ["| figure | original | best trivial completion | original closer to the truth by |", "|---|---|---|---|"]
     lines += [f"| {r['figure']} | {r['original']:.3g} | {r['trivial']:.3g} ({r['by']}) | {r['closer']:+.0%} |" for r in rows]
     return f"{what}: {word}.\n\n" + "\n".join(lines)

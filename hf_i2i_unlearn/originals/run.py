@@ -73,7 +73,7 @@ def pretrain(args, training: PretrainingConfig, corruptions: dict[Corruption, fl
 
 
 def make_processor(args, model) -> ViTImageProcessorPil:
-    """Pictures of the model's size; MAGE takes them in [0, 1], the others normalised by `args.image_mean` and `args.image_std`."""
+    """Of the model's size; MAGE takes pictures in [0, 1], the others normalised by `args.image_mean` and `args.image_std`."""
     height, width = model.image_size
     values = {"do_normalize": False} if args.family == "mage" else {"image_mean": args.image_mean, "image_std": args.image_std}
     return ViTImageProcessorPil(size={"height": height, "width": width}, resample=3, **values)

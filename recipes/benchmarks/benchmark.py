@@ -4,16 +4,19 @@
     python recipes/benchmarks/benchmark.py --part options
     python recipes/benchmarks/benchmark.py --part cost
 
-`step`: one optimisation step of eq. 10 at ViT-Base size (random weights, 224x224 pictures, center:8, 8 + 8 pictures), in fp32, and
-on a GPU in bf16 too. (a) is the pattern of the released code, the others are what `UnlearningTrainer` does. The sides take turns in
-one process, and ratios are medians over the rounds. (a) computes attention as the released code does, (a2) with the kernel that the
-other sides have. The floor of a side is the matrix products that nobody can leave out (3 x
-student forward + 1 x teacher forward over the visible tokens, less what is computed before), and its share of the peak is floor /
-time / the rate of a matrix product of the model's shape in the same round. Memory is what a step takes beyond what was held before.
+`step`: one optimisation step of eq. 10 at ViT-Base size (random weights, 224x224 pictures, center:8, 8 + 8 pictures), in
+fp32, and on a GPU in bf16 too. (a) is the pattern of the released code, the others are what `UnlearningTrainer` does. The
+sides take turns in one process, and ratios are medians over the rounds. (a) computes attention as the released code does,
+(a2) with the kernel that the other sides have. The floor of a side is the matrix products that nobody can leave out (3 x
+student forward + 1 x teacher forward over the visible tokens, less what is computed before), and its share of the peak is
+floor / time / the rate of a matrix product of the model's shape in the same round. Memory is what a step takes beyond what
+was held before.
 `options`: each option that should make a step cheaper, on and off in turns.
-`cost`: what runs at the paper's scale would cost on this machine; see benchmark_cost.py. `--skip unet` leaves the slower part out.
-`noise`: fitting N(mu, L L^T + sigma^2 I) at rank 256 on 5,000 pictures of 256x256x3 (made on the fly, never held together): peak
-memory and seconds; then the time to draw its noise for a batch of 16 beside one training step of eq. 10 at ViT-Base size.
+`cost`: what runs at the paper's scale would cost on this machine; see benchmark_cost.py. `--skip unet` leaves the slower part
+out.
+`noise`: fitting N(mu, L L^T + sigma^2 I) at rank 256 on 5,000 pictures of 256x256x3 (made on the fly, never held together):
+peak memory and seconds; then the time to draw its noise for a batch of 16 beside one training step of eq. 10 at ViT-Base
+size.
 `lora`: optimisation steps of eq. 10 at ViT-Base size (224x224 pictures, random weights), all encoder weights with a frozen copy
 for the original, and LoRA with the model's own adapters off for it: peak memory, CPU seconds a step, size of what is saved.
 `--check` exits with status 1 where a claim is missed, and names it.
@@ -132,7 +135,8 @@ def noise(args) -> list[str]:
     dimensions = 3 * args.size**2
     print(f"fit: {args.pictures} pictures of {dimensions:,} values at rank {args.rank} in {fit_seconds:.0f} s")
     print(
-        f"peak memory of the process {peak:.2f} GB ({before:.2f} GB before); the full covariance would take {dimensions**2 * 4 / 1e9:.0f} GB"
+        f"peak memory of the process {peak:.2f} GB ({before:.2f} GB before); the full covariance would take "
+        f"{dimensions**2 * 4 / 1e9:.0f} GB"
     )
 
     config = ViTMAEConfig(image_size=args.size, hidden_size=768, num_hidden_layers=12, layer_norm_eps=1e-6)
@@ -150,7 +154,8 @@ def noise(args) -> list[str]:
     draw_seconds, plain_seconds = (seconds(lambda n=n: n(pictures, seeds[:, 2]), 5) for n in (fitted, StandardNormal()))
     share = draw_seconds / step_seconds
     print(
-        f"16 noise pictures: low rank {draw_seconds * 1e3:.0f} ms, N(0, I) {plain_seconds * 1e3:.0f} ms; a training step {step_seconds:.1f} s"
+        f"16 noise pictures: low rank {draw_seconds * 1e3:.0f} ms, N(0, I) {plain_seconds * 1e3:.0f} ms; a training "
+        f"step {step_seconds:.1f} s"
     )
     print(f"low-rank noise costs {share:.1%} of a step")
     missed = [f"noise: peak memory {peak:.2f} GB, wanted below 2"] if peak >= 2 else []
@@ -191,8 +196,8 @@ def lora(args) -> list[str]:
         found[name] = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         f = found[name]
         print(
-            f"{name}: peak memory of the process {f['peak']:.2f} GB, {f['cpu_seconds']:.1f} CPU s a step of {args.pairs} pairs, "
-            f"{f['trained']:,} weights trained, {f['saved'] / 2**20:.1f} MB saved"
+            f"{name}: peak memory of the process {f['peak']:.2f} GB, {f['cpu_seconds']:.1f} CPU s a step of "
+            f"{args.pairs} pairs, {f['trained']:,} weights trained, {f['saved'] / 2**20:.1f} MB saved"
         )
     less = found["full"]["peak"] - found["lora"]["peak"]
     print(f"LoRA needs {less:.2f} GB less; one copy of the weights is {found['full']['saved'] / 2**30:.2f} GB")
@@ -214,8 +219,8 @@ def step(args) -> list[str]:
         kinds = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if device.type == "cuda" else {})
         gemms = {name: Gemm(*shape, dtype, device) for name, dtype in kinds.items()}
         print(
-            f"{args.pairs} + {args.pairs} pictures of {args.size}x{args.size}, encoder {config.num_hidden_layers} x {args.width}, "
-            f"{visible_patches(args)} of {(args.size // 16) ** 2} patches visible; {machine(device)}"
+            f"{args.pairs} + {args.pairs} pictures of {args.size}x{args.size}, encoder {config.num_hidden_layers} x "
+            f"{args.width}, {visible_patches(args)} of {(args.size // 16) ** 2} patches visible; {machine(device)}"
         )
         result, peaks = take_turns(sides, gemms, args.rounds)
     for name in sides:
@@ -291,7 +296,8 @@ def options(args) -> list[str]:
             rates = [Gemm(512, 256, 1024, dtype, device, 0.1)() for dtype in (torch.float32, torch.bfloat16)]
             if rates[1] < 0.2 * rates[0]:
                 print(
-                    f"| {name} | not measured: matrix products run at {rates[1] / rates[0]:.1%} of their fp32 rate here | | | | |"
+                    f"| {name} | not measured: matrix products run at {rates[1] / rates[0]:.1%} of their fp32 rate "
+                    "here | | | | |"
                 )
                 continue
         with tempfile.TemporaryDirectory() as folder:

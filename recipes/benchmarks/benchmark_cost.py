@@ -1,7 +1,7 @@
 """`benchmark.py --part cost`: steps measured on this machine, and what runs at the paper's scale would cost on it.
 
-Random weights of the published sizes and pictures made for it, in fp32 on a CPU and in bf16 on a GPU. Memory is the most that the
-process holds in a step: model, original, optimiser and activations, and on a CPU the libraries too.
+Random weights of the published sizes and pictures made for it, in fp32 on a CPU and in bf16 on a GPU. Memory is the most that
+the process holds in a step: model, original, optimiser and activations, and on a CPU the libraries too.
 """
 
 import gc
@@ -68,12 +68,12 @@ class Cost:
 
 
 def once(teacher_seconds: float, images: int) -> float:
-    """Seconds for targets that are precomputed: one pass of the original over the retain set, and one over the draws behind the mean."""
+    """Seconds for precomputed targets: one pass of the original over the retain set, and one over the draws behind the mean."""
     return teacher_seconds * (images + UnlearningConfig.mean_draws)
 
 
 def measure(args, make, scale: str, setting: str, options: dict, teacher_seconds: float = 0.0) -> tuple[Cost, float]:
-    """A setting's cost, and seconds that a pass of the original takes for each picture, measured where it has passes to make."""
+    """A setting's cost, and the original's seconds for each picture, measured where it has passes to make."""
     gc.collect()  # models of earlier settings
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(args, folder, make(args), bf16=torch.cuda.is_available(), **options)
@@ -103,8 +103,8 @@ def table(costs: list[Cost]) -> list[str]:
         for cost in rows:
             held = "-" if cost.gigabytes is None else f"{cost.gigabytes:.1f}"
             lines.append(
-                f"| {NAMES[kind]} | {cost.setting} | {cost.pairs} | {cost.seconds:.3g} | {cost.images_per_second:.3g} | {held} | "
-                f"{cost.steps:,} steps, {cost.hours:.3g} h |"
+                f"| {NAMES[kind]} | {cost.setting} | {cost.pairs} | {cost.seconds:.3g} | "
+                f"{cost.images_per_second:.3g} | {held} | {cost.steps:,} steps, {cost.hours:.3g} h |"
             )
         if rows:
             total = scale.hours * scale.gpus
@@ -132,13 +132,14 @@ def assumptions(args, precision: str) -> str:
             f"The paper's {NAMES[kind]} run shows {s.images:,} retain and {s.images:,} forget pictures, {s.epochs} times."
             for kind, s in SCALES.items()
         ),
-        "Steps are pictures of a set x epochs / pairs in a step, and time is steps x seconds of a step, so it grows linearly with "
-        "the pictures and does not depend on the batch.",
-        f"Where targets are precomputed, one pass of the original over the retain set and {UnlearningConfig.mean_draws:,} draws of "
-        "noise is included.",
-        "Reading and decoding pictures (benchmark_feed.py: data workers do it beside the step), evaluation and checkpoints are not.",
-        "The paper gives one time for VQ-GAN and MAE together, says 16 pictures (MAE) and 8 (diffusion) in a batch of each GPU, and "
-        "names neither precision nor what the time includes.",
+        "Steps are pictures of a set x epochs / pairs in a step, and time is steps x seconds of a step, so it grows "
+        "linearly with the pictures and does not depend on the batch.",
+        "Where targets are precomputed, one pass of the original over the retain set and "
+        f"{UnlearningConfig.mean_draws:,} draws of noise is included.",
+        "Reading and decoding pictures (benchmark_feed.py: data workers do it beside the step), evaluation and "
+        "checkpoints are not.",
+        "The paper gives one time for VQ-GAN and MAE together, says 16 pictures (MAE) and 8 (diffusion) in a batch "
+        "of each GPU, and names neither precision nor what the time includes.",
     ]
     return "\n".join(f"- {part}" for part in parts)
 

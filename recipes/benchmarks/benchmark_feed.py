@@ -1,4 +1,4 @@
-"""Measure how pictures are fed: images per second by number of loader workers against what the step needs, and memory over a long stream.
+"""Measure how pictures are fed: images per second against what the step needs, and memory over a long stream.
 
     python recipes/benchmarks/benchmark_feed.py --part speed
     python recipes/benchmarks/benchmark_feed.py --part memory --check

@@ -39,7 +39,7 @@ def made_pictures(count, size, batch=32):
 
 @dataclass
 class Side:
-    """What takes turns: `step()` is one optimisation step, `floor` its indispensable FLOPs, `gemm` measures the peak in FLOP/s."""
+    """What takes turns: `step()` is a step, `floor` its indispensable FLOPs, `gemm` measures the peak in FLOP/s."""
 
     step: Callable
     floor: float = 0.0
@@ -79,7 +79,8 @@ def make_trainer(args, folder, model, original=None, **options) -> UnlearningTra
     processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=mean, image_std=mean)
     config = UnlearningConfig(
         str(folder), per_device_train_batch_size=args.pairs, per_device_eval_batch_size=args.pairs, mean_draws=args.pairs,
-        targets_dir=str(folder), max_steps=1, save_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(), **options,
+        targets_dir=str(folder), max_steps=1, save_strategy="no", disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(), **options,
     )  # fmt: skip
     return UnlearningTrainer(model, config, ForgetRetainPairs(rows, rows, 0), processor, crop(model), original=original)
 
@@ -109,8 +110,10 @@ def released_optimizer(model):
 
 
 def reference_step(model, original, batch, optimizer, alpha: float = 0.25, attention: str = "eager") -> Callable:
-    """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used; gradients clipped
-    at a norm of 3, and attention written out ("eager"), its weights in memory."""
+    """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used.
+
+    Gradients are clipped at a norm of 3, and attention is written out ("eager"), its weights in memory.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     pixels, half = torch.cat([batch["retain"], batch["forget"]]), len(batch["retain"])
     mask = crop(model)(model.grid, range(len(pixels)))
@@ -211,7 +214,7 @@ class Memory:
 
 
 def take_turns(sides: dict[str, Side], gemms: dict[str, Gemm], rounds: int) -> dict[str, dict]:
-    """{side: {"seconds", "ratio" to the first side, "share" of the peak, "memory", "peak" of memory}}, medians; and the peaks."""
+    """{side: {"seconds", "ratio" to the first side, "share" of the peak, "memory", its "peak"}}, medians; and the peaks."""
     seen, memory = {name: [] for name in sides}, {}
     for name, one in sides.items():
         one.step()  # makes the optimiser's state, compiles
