@@ -1,4 +1,7 @@
-"""A small Hub on this machine: the endpoints that the real client needs to create, commit and download, and faults on demand."""
+"""A small Hub on this machine.
+
+The endpoints that the real client needs to create, commit and download, and faults on demand.
+"""
 
 import base64
 import hashlib
@@ -20,8 +23,8 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         users: {token: {"name", "orgs": [...], "role": "write" or "read"}}.
         repos: {"namespace/name": {"private": bool, "branches": {name: {path: bytes}}}}.
-        faults: [(method, pattern of the path, what happens)], each for one request: a status, or "reset" or "cut", which close the
-            connection while the client sends, or after half of the answer.
+        faults: [(method, pattern of the path, what happens)], each for one request: a status, or "reset" or "cut", which close
+            the connection while the client sends, or after half of the answer.
         requests: [(method, path, status)] of all that was asked.
     """
 

@@ -311,9 +311,9 @@ def test_training_a_classifier(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
     def train(folder, *more):
-        argv = ["--dataset", tmp_path / "data", "--network", json.dumps(network), "--image_size", 16, "--output_dir", tmp_path / folder,
-                "--per_device_train_batch_size", 8, "--max_steps", 24, "--save_steps", 8, "--save_total_limit", 5, "--use_cpu",
-                "--disable_tqdm", "true", *more]  # fmt: skip
+        argv = ["--dataset", tmp_path / "data", "--network", json.dumps(network), "--image_size", 16, "--output_dir",
+                tmp_path / folder, "--per_device_train_batch_size", 8, "--max_steps", 24, "--save_steps", 8,
+                "--save_total_limit", 5, "--use_cpu", "--disable_tqdm", "true", *more]  # fmt: skip
         return subprocess.run(
             [sys.executable, str(ROOT / "recipes" / "train_classifier.py"), *map(str, argv)],
             cwd=tmp_path,

@@ -1,4 +1,7 @@
-"""Ways of pictures into a run: tar shards, loader workers, resumed streams, sources without rows; and what is decoded for it."""
+"""Ways of pictures into a run.
+
+Tar shards, loader workers, resumed streams, sources without rows; and what is decoded for it.
+"""
 
 import importlib.util
 import io

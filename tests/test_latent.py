@@ -337,7 +337,8 @@ def test_a_pipeline_on_the_hub_is_fetched_without_pickles_and_code(pipeline, tmp
         "text_encoder/model.safetensors",
     ]
     no = ["v1-5.ckpt", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/x.py",
-          "text_encoder/pytorch_model.bin", "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"]  # fmt: skip
+          "text_encoder/pytorch_model.bin", "v1-5-pruned.safetensors",
+          "unet/diffusion_pytorch_model.non_ema.safetensors"]  # fmt: skip
     assert all(map(wanted, yes)) and not any(map(wanted, no))
     unet.save_pretrained(tmp_path / "out")
     assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), StableDiffusionInpaintPipeline)

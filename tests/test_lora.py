@@ -1,4 +1,7 @@
-"""Patches: adapters on the encoder alone, the original underneath, merging, stacking, and checkpoints that hold adapters alone."""
+"""Patches.
+
+Adapters on the encoder alone, the original underneath, merging, stacking, and checkpoints that hold adapters alone.
+"""
 
 import json
 import re
@@ -186,7 +189,10 @@ def test_nothing_to_train(tmp_path, processor):
 
 
 def test_a_trained_adapter_is_no_original(tmp_path):
-    """Adapters off is the original of a fresh adapter alone; one that has learnt something is part of what the run starts from."""
+    """Adapters off is the original of a fresh adapter alone.
+
+    One that has learnt something is part of what the run starts from.
+    """
     model = make_mae()
     add_patch(model, "base")
     assert isinstance(original_of(model), AdaptersOff)

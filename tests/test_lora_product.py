@@ -110,7 +110,8 @@ def test_gradients_are_those_of_peft(family, checkpointing, fused):
 def test_autocast(dtype, fused):
     """Outputs and gradients have peft's types, and differ from those in fp32 by rounding errors of the half type alone.
 
-    How large these are no processor promises: up to 2 and 6 times the type's own were seen. A fault changes all by its own size.
+    How large these are no processor promises: up to 2 and 6 times the type's own were seen. A fault changes all by its own
+    size.
     """
     exact, wanted = gradients(patched(), train=False)
     fused.clear()

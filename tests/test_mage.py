@@ -50,7 +50,7 @@ def make_mage(seed: int = 0, random: bool = True, **changes) -> MageModel:
     model = MageModel(make_config(**changes)).eval()
     if random:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.1))
             for buffer in model.buffers():
                 buffer.normal_()

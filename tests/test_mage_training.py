@@ -60,8 +60,8 @@ def make_processor(**options):
 def make_trainer(folder, model, corruption=CenterCrop(2), processor=None, **options):
     how = objects(options)
     args = UnlearningConfig(
-        str(folder), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, eval_steps=3, save_steps=3,
-        use_cpu=True, disable_tqdm=True, **options,
+        str(folder), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, eval_steps=3,
+        save_steps=3, use_cpu=True, disable_tqdm=True, **options,
     )  # fmt: skip
     return UnlearningTrainer(
         model,
@@ -240,7 +240,7 @@ def test_generation():
         assert_close(model.generate(x[k : k + 1], mask[:1], [5 + k]), out[k : k + 1])
 
 
-# -------------------------------------------------------------------------------------------------------------- errors and files
+# ------------------------------------------------------------------------------------------------------------ errors and files
 
 
 def test_errors(tmp_path):

@@ -91,7 +91,10 @@ def test_embedding_map(drawn):
 
 
 def test_frontier_by_another_figure(drawn):
-    """The line goes through a method's best points, in multiples of the original; however much a point costs, it is in the picture."""
+    """The line goes through a method's best points, in multiples of the original.
+
+    However much a point costs, it is in the picture.
+    """
     points = [
         {"method": "ours", "retain_cost": c, "forget_cost": f, "retain_drift": d}
         for c, f, d in ((10.0, 24.0, 0.1), (12.5, 18.0, 0.2), (15.0, 36.0, 0.3), (90.0, 12.0, 0.4))

@@ -195,8 +195,9 @@ def test_there_is_no_configuration_without_a_test():
 
 def test_the_cpu_configuration_runs_a_recipe(tmp_path, checkpoint):
     make_dataset(16).to_parquet(tmp_path / "data" / "train.parquet")
-    argv = ["--model", checkpoint, "--dataset", tmp_path / "data", "--eval_split", "none", "--forget_classes", "cat", "--max_steps", 1,
-            "--corruption", "center:2", "--output_dir", tmp_path / "out", "--eval_strategy", "no", "--disable_tqdm", "true"]  # fmt: skip
+    argv = ["--model", checkpoint, "--dataset", tmp_path / "data", "--eval_split", "none", "--forget_classes", "cat",
+            "--max_steps", 1, "--corruption", "center:2", "--output_dir", tmp_path / "out", "--eval_strategy", "no",
+            "--disable_tqdm", "true"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml"),
          str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, argv)],

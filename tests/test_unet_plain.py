@@ -27,7 +27,8 @@ SEEDS = [11, 12, 13]
 def plain_config(channels=3, **changes):
     """As google/ddpm-cifar10-32 has it, but tiny."""
     return {
-        "sample_size": 16, "in_channels": channels, "out_channels": channels, "block_out_channels": (8, 8), "layers_per_block": 1,
+        "sample_size": 16, "in_channels": channels, "out_channels": channels, "block_out_channels": (8, 8),
+        "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         "norm_num_groups": 4, "norm_eps": 1e-6, "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False,
         "freq_shift": 1,

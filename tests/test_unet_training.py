@@ -1,4 +1,7 @@
-"""Diffusion under the trainer, all three layouts: every method and corruption, EMA, checkpointing, and what a checkpoint holds."""
+"""Diffusion under the trainer, all three layouts.
+
+Every method and corruption, EMA, checkpointing, and what a checkpoint holds.
+"""
 
 import json
 import os
