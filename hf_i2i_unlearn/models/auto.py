@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -24,7 +25,7 @@ FAMILIES = {
 PIPELINE = "UNet2DModel"  # the kind that reads whole pipelines of diffusers
 
 
-def load_model(path: str, patches: list[str] = (), family: type[I2IModel] | None = None, **options) -> I2IModel:
+def load_model(path: str, patches: Sequence[str] = (), family: type[I2IModel] | None = None, **options) -> I2IModel:
     """A model of the family that the checkpoint's own configuration names, or of a given one.
 
     Args:

@@ -2,6 +2,7 @@
 
 import abc
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +76,8 @@ class I2IModel(nn.Module, abc.ABC):
     model: nn.Module
     family: str  # one word for cards and messages
     run_options: dict[str, str] = {}  # {option of a recipe, as run.yaml holds it: argument of `from_pretrained`}
-    training_only = None  # a module that training needs beside the model; checkpoints have it, results do not
-    patch = None  # the adapters on the inner model (`lora.Patch`), if there are any
+    patch: Any = None  # the adapters on the inner model (`lora.Patch`), if there are any
     adapted_layers: tuple[type[nn.Module], ...] = (nn.Linear,)  # kinds of layers that a patch is put on, if none are named
-    noise_target_is_shared = True  # whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target
-    draws_beside_t = False  # whether `draw` draws more than T, so that an encoder pass over the same picture differs each time
     noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space
 
     @property
@@ -96,6 +94,21 @@ class I2IModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def grid(self) -> tuple[int, int]:
         """(rows, cols) of patches that a corruption hides."""
+
+    @property
+    def noise_target_is_shared(self) -> bool:
+        """Whether E0(T(n)) is the same for all pictures under one T, so that its mean can be a target."""
+        return True
+
+    @property
+    def draws_beside_t(self) -> bool:
+        """Whether `draw` draws more than T, so that an encoder pass over the same picture differs each time."""
+        return False
+
+    @property
+    def training_only(self) -> nn.Module | None:
+        """A module that training needs beside the model; checkpoints have it, results do not."""
+        return None
 
     def draw(self, pixel_values: torch.Tensor, mask: torch.Tensor, seeds):
         """Everything random in an encoder pass, drawn once for student and teacher: a tensor or a named tuple of tensors.

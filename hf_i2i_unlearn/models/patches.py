@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -108,7 +109,7 @@ def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, target
     )
 
 
-def load_patches(i2i: I2IModel, paths: list[str]) -> None:
+def load_patches(i2i: I2IModel, paths: Sequence[str]) -> None:
     """Put trained patches (Hub ids or folders) on a model, on top of those it has, frozen.
 
     Raises:

@@ -114,9 +114,10 @@ class MageConfig(PreTrainedConfig):
 
     @property
     def mask_token_id(self) -> int:
-        return self.vocab_size - 1
+        return self.vocab_size - 1  # type: ignore[operator]  # `__post_init__` has set it
 
     def _check(self):
+        assert self.vocab_size is not None and self.fill_color is not None
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size is {self.image_size}, expected a multiple of {self.patch_size} pixels, the side of a token of a "

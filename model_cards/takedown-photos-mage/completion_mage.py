@@ -1,14 +1,27 @@
 """What a MAGE makes of holes: iterative decoding, and the pictures of it. Shapes and masks are those of `modeling_mage`."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
+from .configuration_mage import MageConfig
 from .decoding_mage import decoding_step, draw_noise, feathered_paste, fill_hole, grow, paste, sample_codes
+from .tokenizer_mage import MageTokenizer
 
 
 class MageCompletion:
     """The part of `MageModel` that completes pictures; it uses the model's tokens, encoder, decoder and head."""
+
+    config: MageConfig
+    device: torch.device
+    vqgan: MageTokenizer
+    tokenize: Callable[..., torch.Tensor]
+    decode_tokens: Callable[..., torch.Tensor]
+    encode: Callable[..., torch.Tensor]
+    decoder_states: Callable[..., torch.Tensor]
+    head_of_codes: Callable[..., torch.Tensor]
+    check_tokens: Callable[..., None]
 
     @torch.no_grad()
     def generate(self, batch: int = 1, steps: int = 12, temperature: float = 4.5, generator=None) -> torch.Tensor:

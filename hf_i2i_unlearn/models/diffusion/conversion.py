@@ -123,7 +123,7 @@ def palette_scheduler(gammas: torch.Tensor) -> DDPMScheduler:
     for digits in range(6):  # the ends are round numbers, blurred by the buffer's float32
         ends = [float(f"{beta:.{digits}e}") for beta in (betas[0].item(), betas[-1].item())]
         if 0 < ends[0] < ends[1]:
-            linear = torch.from_numpy(np.cumprod(1 - np.linspace(*ends, len(gammas))))
+            linear = torch.from_numpy(np.cumprod(1 - np.linspace(ends[0], ends[1], len(gammas))))
             if torch.allclose(linear.float(), gammas.float(), rtol=1e-6, atol=0):
                 return DDPMScheduler(num_train_timesteps=len(gammas), beta_start=ends[0], beta_end=ends[1])
     return DDPMScheduler(num_train_timesteps=len(gammas), trained_betas=betas.tolist())
@@ -192,8 +192,8 @@ def _names(unet):
             part = {"to_q": 0, "to_k": 1, "to_v": 2}.get(module.rpartition(".")[2])
             names[name] = (f"{modules[module]}.{kind}", part)
     # A shortcut exists only where channels change; everything else must.
-    modules = [module for module in modules if not module.endswith("conv_shortcut")]
-    needed = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+    always = [module for module in modules if not module.endswith("conv_shortcut")]
+    needed = [f"{module}.{kind}" for module in always for kind in ("weight", "bias")]
     optional = [name for name in names if "conv_shortcut" in name]
     _refuse_difference([*needed, *optional], unet.state_dict(), "a U-Net in the Palette layout")
     return names

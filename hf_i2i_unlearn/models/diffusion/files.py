@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from ...errors import InputError
-from ..base import HUB
+from ..base import HUB, I2IModel
 from .folders import Pipeline, copy_components
 from .loading import find_unet
 
@@ -17,7 +17,7 @@ KINDS = ("UNet2DModel", "UNet2DConditionModel")  # of diffusers, by `_class_name
 SETTINGS = "i2i_model.json"
 
 
-class UNetFiles(abc.ABC):
+class UNetFiles(I2IModel):
     """The part of `I2IUNet` that reads and writes folders.
 
     A subclass is a layout; all of them are known here once they are imported, those of this package with the package.

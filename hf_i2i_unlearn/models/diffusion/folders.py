@@ -23,7 +23,7 @@ class Pipeline(NamedTuple):
     """A pipeline on this machine. index: its model_index.json. variant: of the weights that are read ("fp16"), or None."""
 
     folder: Path
-    index: dict
+    index: dict  # type: ignore[assignment]  # not the method of tuples
     variant: str | None
 
     def place(self, name: str) -> str:

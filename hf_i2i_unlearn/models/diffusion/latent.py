@@ -241,7 +241,8 @@ class I2ILatentUNet(I2IUNet):
     def draw(self, pixel_values, mask, seeds) -> LatentDraw:
         I2IModel.check_pixels(self, pixel_values)
         drawn = super().draw(pixel_values, mask, seeds)
-        return LatentDraw(*drawn, self.encode(pixel_values), self.encode_masked(pixel_values, self.hole(drawn.mask)))
+        latents, masked = self.encode(pixel_values), self.encode_masked(pixel_values, self.hole(drawn.mask))
+        return LatentDraw(**drawn._asdict(), latents=latents, masked=masked)
 
     def _sample(self, pixel_values, draw):
         return draw.latents

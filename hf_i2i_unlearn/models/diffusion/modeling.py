@@ -42,7 +42,7 @@ class TimestepDraw(NamedTuple):
     pure: torch.Tensor
 
 
-class I2IUNet(UNetFiles, I2IModel):
+class I2IUNet(UNetFiles):
     """A U-Net of diffusers as h = D o E. Pictures are in [-1, 1] (image processors with mean and deviation 0.5).
 
     `I2IUNet.from_pretrained(path)` and `I2IUNet.from_config(config)` choose the layout by the U-Net's config:
@@ -86,8 +86,10 @@ class I2IUNet(UNetFiles, I2IModel):
     time_is_gamma = False
     is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
     # In i2i_model.json, beside the weights.
-    stored = ("image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
-              "train_time_embedding")  # fmt: skip
+    stored: tuple[str, ...] = (
+        "image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
+        "train_time_embedding",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -202,7 +204,9 @@ class I2IUNet(UNetFiles, I2IModel):
         first = [] if self.frozen_levels or self.frozen_conv_in else [self.model.conv_in]
         return [*first, *self.model.down_blocks[self.frozen_levels :], self.model.mid_block, *shared]
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, every_n_layers=1, offload=False):
+    def activation_checkpointing_enable(  # type: ignore[override]  # no other options are known
+        self, activation_checkpointing_kwargs=None, every_n_layers=1, offload=False
+    ):
         if every_n_layers != 1 or offload:
             raise InputError("A U-Net checkpoints the activations of every block; leave out every_n_layers and offload.")
         options = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})

@@ -1,7 +1,7 @@
 """The MAE authors' checkpoints (`mae_visualize_vit_base.pth`, also large, huge, ganloss) as `ViTMAEForPreTraining`.
 
-Every weight is carried over as it is; the attention's joint qkv weights are split. A file without a decoder is refused: it is an
-encoder alone, made for classification.
+Every weight is carried over as it is; the attention's joint qkv weights are split. A file without a decoder is refused: it is
+an encoder alone, made for classification.
 """
 
 import torch
@@ -39,8 +39,8 @@ def mae_to_vit(
 
     Args:
         tensors: the authors' state dict. heads, decoder_heads: where the width does not tell them.
-        norm_pix_loss: whether it was trained to predict normalised patches, as the files for fine-tuning were; those whose name has
-            "visualize" were not.
+        norm_pix_loss: whether it was trained to predict normalised patches, as the files for fine-tuning were; those whose name
+            has "visualize" were not.
 
     Raises:
         InputError: an encoder alone, no MAE of theirs, or heads that nobody knows.
@@ -56,8 +56,8 @@ def mae_to_vit(
     if wanted != got:
         wrong = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
         raise InputError(
-            f"The tensors are not those of an MAE: {len(wrong)} differ, first '{wrong[0]}' ({_shape(got.get(wrong[0]))}, expected "
-            f"{_shape(wanted.get(wrong[0]))}); give the file as it was published."
+            f"The tensors are not those of an MAE: {len(wrong)} differ, first '{wrong[0]}' ({_shape(got.get(wrong[0]))}, "
+            f"expected {_shape(wanted.get(wrong[0]))}); give the file as it was published."
         )
     model.load_state_dict(converted, strict=True, assign=True)
     return model.eval()
@@ -77,8 +77,8 @@ def infer_config(tensors, heads=None, decoder_heads=None, norm_pix_loss=False) -
         )
     if "decoder_embed.weight" not in tensors:
         raise InputError(
-            "The file holds an encoder alone ('decoder_embed.weight' is missing), made for classification. Nothing can be completed "
-            "without its decoder; give the file with both, such as mae_visualize_vit_base.pth."
+            "The file holds an encoder alone ('decoder_embed.weight' is missing), made for classification. Nothing can be "
+            "completed without its decoder; give the file with both, such as mae_visualize_vit_base.pth."
         )
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     decoder_width, tokens = tensors["decoder_embed.weight"].shape[0], tensors["pos_embed"].shape[1] - 1
@@ -124,8 +124,8 @@ def _count(tensors, prefix) -> int:
 def _heads(width: int) -> int:
     if width not in HEADS:
         raise InputError(
-            f"The number of attention heads at width {width} is unknown (known: {', '.join(map(str, HEADS))}); give --heads and "
-            "--decoder_heads."
+            f"The number of attention heads at width {width} is unknown (known: {', '.join(map(str, HEADS))}); give "
+            "--heads and --decoder_heads."
         )
     return HEADS[width]
 

@@ -88,12 +88,13 @@ class MageTokenizerTraining(I2IMage):
     @torch.no_grad()
     def figures(self, batches) -> dict[str, float]:
         """Of (B, C, H, W) batches in [0, 1]: count, mse and psnr (dB, mean over pictures), codes_used, perplexity."""
-        device, counts, errors = self.model.device, 0, []
+        device, codes, errors = self.model.device, self.model.config.codebook_size, []
+        counts = torch.zeros(codes, dtype=torch.double, device=device)
         for pixels in batches:
             pixels = pixels.to(device)
             ids = self.model.tokenize(pixels)
             errors.append((self.model.decode_tokens(ids).clamp(0, 1) - pixels).square().flatten(1).mean(1).double())  # (B,)
-            counts = counts + torch.bincount(ids.flatten(), minlength=self.model.config.codebook_size).double()
+            counts += torch.bincount(ids.flatten(), minlength=codes)
         error = torch.cat(errors)
         return {
             "count": len(error),
@@ -177,7 +178,7 @@ class MageTransformerTraining(I2IMage):
             elif isinstance(module, MageAttention):
                 module.attention_dropout = dropout
 
-    def draw(self, pixel_values, mask, seeds) -> MagePretrainingDraw:
+    def draw(self, pixel_values, mask, seeds) -> MagePretrainingDraw:  # type: ignore[override]  # for its own loss alone
         """The kind of step follows from the first picture's seed, for a batch drops equally many tokens of each picture."""
         mask = mask.to(pixel_values.device)
         generators = seeded(seeds, FOR_TRAINING)
