@@ -16,7 +16,7 @@ from diffusers import (
 from diffusers.schedulers import scheduling_ddpm
 from helpers.close import assert_close, is_close
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from test_conversion_palette import randomised, weights
+from test_conversion_palette import original, randomised, weights
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.models.diffusion import folders
@@ -309,7 +309,7 @@ def test_ddpm_is_palettes_restoration(pixels, monkeypatch):
 
 
 @pytest.fixture
-def palette(original):
+def palette(original):  # noqa: F811  # pytest takes the fixture of that name
     tensors, description = original
     theirs = weights(tensors)
     model = palette_to_unet(theirs, image_size=16, num_head_channels=description["config"]["num_head_channels"])
