@@ -256,6 +256,7 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, command: str)
             "steps": trainer.state.global_step,
             "skipped": trainer.skipped,
             "command": command,
+            "metrics": {metric.name: metric.title for metric in run.metrics},
         }
     )
     write_card(folder.path)

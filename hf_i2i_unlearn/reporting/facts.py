@@ -9,7 +9,7 @@ A record (run.json) holds plain values under these names:
     method         method: {"name", "source", "summary", "options"}, alpha, distance, noise, corruption, eval_corruption
     training       steps, batch, learning_rate, seed, kept ("best", "last"), skipped
     how            command, versions: {package: version}
-    metrics        optional: {name in figures.json: title in tables}
+    metrics        optional: {name in figures.json: title in tables}, of those beside mse and psnr
     note           optional: Markdown of somebody's own, which the card shows under the usage
 
 Names of what was to be forgotten are in it only where `--card_names true` says so.
