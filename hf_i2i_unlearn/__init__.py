@@ -8,6 +8,8 @@ import importlib
 __version__ = "0.2.0"
 
 _PUBLIC = {
+    "audit.options": ["AuditOptions"],
+    "audit.run": ["audit_model"],
     "data.pairs": ["ForgetRetainPairs"],
     "data.reading": ["ImageReader", "load_processor"],
     "data.requests": ["by_classes", "by_list", "by_rows", "by_values", "select"],

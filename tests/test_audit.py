@@ -19,7 +19,6 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_i2i_unlearn import CenterCrop, Evaluator, I2IMage, ImageReader, InputError, RandomMask, add_patch, undecoded
 from hf_i2i_unlearn.audit import run as audit_run
-from hf_i2i_unlearn.audit import sets as audit_sets
 from hf_i2i_unlearn.audit.attacks import (
     Setting,
     best_relearning,
@@ -33,10 +32,10 @@ from hf_i2i_unlearn.audit.attacks import (
     sketch,
     visible_pixels,
 )
-from hf_i2i_unlearn.audit.options import AuditArguments, read_run, split_arguments
-from hf_i2i_unlearn.audit.run import run_audit
 from hf_i2i_unlearn.audit.statistics import auc, ratio, share
 from hf_i2i_unlearn.audit.verdicts import FOUND, HOLDS, NONE, PARTLY, SKIPPED, UNCLEAR, overall, verdicts
+from hf_i2i_unlearn.commands.audit import AuditArguments
+from hf_i2i_unlearn.commands.audited import build_sets, read_run, run_audit, split_arguments
 from hf_i2i_unlearn.reporting.model_card import write_section
 
 ROOT = Path(__file__).parents[1]
@@ -354,7 +353,7 @@ def arguments(folder, **changes):
         "samples": 8, "membership_samples": 8, "relearn_pictures": 4, "relearn_samples": 4, "relearn_steps": 3,
         "relearn_learning_rates": [1e-3, 1e-2], "relearn_batch_size": 4, "masks": ["random:0.5", "left:1"], "use_cpu": True,
     }  # fmt: skip
-    return AuditArguments(str(folder), **options | changes)
+    return AuditArguments(model=str(folder), **options | changes)
 
 
 PARTS = {
@@ -419,7 +418,7 @@ def test_single_pictures_are_parted_and_not_named(unlearned, tmp_path):
 
     # Held-out pictures are none that the attacker has.
     args = arguments(unlearned)
-    sets = audit_sets.build_sets(args, split_arguments(args, read_run(str(unlearned))))
+    sets = build_sets(args, split_arguments(args, read_run(str(unlearned))))
     paths = [{row["image"]["path"] for row in rows} for rows in (sets.known, sets.held)]
     assert not paths[0] & paths[1] and paths[0] | paths[1] == set(names)
 

@@ -16,7 +16,7 @@ from hf_i2i_unlearn.commands.record import model_facts, picture_facts, training_
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
 from hf_i2i_unlearn.reporting.model_card import inherited_license, update_card, write_card, write_section
-from hf_i2i_unlearn.reporting.report import ReportArguments, write_report
+from hf_i2i_unlearn.reporting.report import write_report
 from hf_i2i_unlearn.reporting.run_folder import RunFolder, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -223,7 +223,7 @@ def test_the_cards_here_are_what_their_data_say(tmp_path, name):
     before = (folder / "README.md").read_text()
     write_card(folder)
     assert (folder / "README.md").read_text() == before
-    page = write_report(ReportArguments(str(folder), pictures=False)).read_text()
+    page = write_report(str(folder), pictures=False).read_text()
     record = RunFolder(folder).record
     assert record["forget"] in page and record["command"].replace('"', "&#34;") in page
     assert ("Further measurements" in page) == ("## Metrics" in before)

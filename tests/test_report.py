@@ -15,7 +15,7 @@ from PIL import Image
 from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.audit.verdicts import SUPPRESSED, overall, verdicts
 from hf_i2i_unlearn.reporting.curve import relearning_svg
-from hf_i2i_unlearn.reporting.report import LARGEST_PICTURE, ReportArguments, data_uri, write_report
+from hf_i2i_unlearn.reporting.report import LARGEST_PICTURE, data_uri, write_report
 from hf_i2i_unlearn.reporting.run_folder import METRICS, TRAINING_METRICS, RunFolder
 
 HOSTILE = "<script>alert('x')</script> & \"co\" {{ 7 * 7 }}"
@@ -138,7 +138,7 @@ def make_folder(folder, name="ant"):
 
 
 def render(folder, **options):
-    file = write_report(ReportArguments(str(folder), **options))
+    file = write_report(str(folder), **options)
     assert file == folder / "report.html"
     return file.read_text(encoding="utf-8")
 
@@ -258,9 +258,9 @@ def test_refuses_what_is_no_run(tmp_path, missing):
     folder = make_folder(tmp_path / "unlearned")
     (folder / missing).unlink()
     with pytest.raises(InputError, match=f"has no {missing}; give --model"):
-        write_report(ReportArguments(str(folder)))
+        write_report(str(folder))
     with pytest.raises(InputError, match="has no run.yaml"):
-        write_report(ReportArguments())
+        write_report("")
 
 
 @pytest.mark.parametrize("name", ["run.json", "evaluation.json"])
@@ -270,7 +270,7 @@ def test_refuses_what_a_newer_version_wrote(tmp_path, name):
     with pytest.raises(
         InputError, match=f"{name}' has format 2, and this version of hf_i2i_unlearn reads formats up to 1; update"
     ):
-        write_report(ReportArguments(str(folder)))
+        write_report(str(folder))
 
 
 def test_the_curve_shows_the_numbers():

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import make_dataset, make_mae
 from helpers.family import Smoother
 from torch import nn
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
     PSNR,
+    AuditOptions,
     CenterCrop,
     Evaluator,
     FeatureNetwork,
@@ -15,6 +17,7 @@ from hf_i2i_unlearn import (
     ImageReader,
     InputError,
     Metric,
+    audit_model,
     evaluate,
     markdown_table,
     undecoded,
@@ -131,3 +134,63 @@ def test_a_feature_network(reader):
         assert [how["network"] for how in result["forget"]["features"]] == ["mean colour"] * 2
         assert "bright" in result["forget"] and result["forget"]["features"][0]["fid"] >= 0
     assert evaluator(Smoother(0.8), progress=False) == evaluator.under(T)(Smoother(0.8), progress=False)
+
+
+QUICK = {"samples": 8, "membership_samples": 8, "relearn_pictures": 4, "relearn_samples": 4, "relearn_steps": 2}
+MORE = list(undecoded(make_dataset(36)))[12:]
+UNSEEN = {"forget": MORE[:12], "retain": MORE[12:]}
+
+
+@pytest.fixture(scope="module")
+def audited():
+    """A stranger's family, audited by a stranger's error."""
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    models, reader = (Smoother(3.0), Smoother(0.2)), ImageReader(processor, 3)
+    options = AuditOptions(relearn_learning_rates=[1e-3], **QUICK)
+    more = {"unseen": UNSEEN, "masks": [CenterCrop(1)], "options": options}
+    return models, reader, more, audit_model(*models, SETS, reader, T, metric=Largest(), **more)
+
+
+def test_an_audit_of_objects(audited, reader):
+    """Every part, in the stranger's own error, with verdicts in its name."""
+    (model, original), _, more, found = audited
+    parts = {"relearning/unlearned", "relearning/original", "relearning/scrambled", "membership/forget", "membership/retain",
+             "probe/classes", "probe/forget_retain", "leakage/center:2", "leakage/center:1"}  # fmt: skip
+    assert found["parts"].keys() == parts and len(found["verdicts"]) == 7 and found["overall"]
+    leakage = found["parts"]["leakage/center:2"]
+    wanted = evaluate(model, original, UNSEEN, reader, T, metrics=[Largest()], progress=False)["forget"]
+    held = found["parts"]["leakage/center:2"]["count"]
+    assert held == 8  # of 12, evenly spread
+    assert leakage["after"] == pytest.approx(wanted["largest"], rel=0.3) and leakage["after"] > leakage["before"]
+    line = next(line for line in found["verdicts"] if line["part"] == "leakage/center:2")
+    assert line["title"] == "Mask center:2 (the trained one)" and line["finding"].startswith("Largest on forget pictures")
+    assert found["parts"]["probe/classes"]["skipped"]  # no labels were given
+
+
+def test_an_audit_is_kept_and_goes_on(audited, tmp_path):
+    models, reader, more, found = audited
+    options = AuditOptions(relearn_learning_rates=[1e-3], parts=["membership", "leakage"], **QUICK)
+    kept = audit_model(*models, SETS, reader, T, **more | {"options": options}, folder=tmp_path)
+    assert (tmp_path / "audit.json").is_file() and "metric" not in kept["options"]
+    assert kept["parts"]["leakage/center:2"]["after"] != found["parts"]["leakage/center:2"]["after"]
+    again = audit_model(*models, SETS, reader, T, **more | {"options": options}, folder=tmp_path)
+    assert again["parts"] == kept["parts"]
+    with pytest.raises(InputError, match=r"under other options \(metric\)"):
+        audit_model(*models, SETS, reader, T, **more, metric=Largest(), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"metric": PSNR()}, "'psnr' is higher where a completion is better; give one that is lower"),
+        ({"metric": named("drift")}, "'drift' of a metric is taken"),
+        ({"masks": [CenterCrop(4)]}, "hides everything"),
+        ({"never_trained": make_mae()}, "The never-trained model is a model of another kind or size"),
+        ({"options": AuditOptions(parts=["magic"])}, "'magic' is no part of an audit"),
+    ],
+)
+def test_an_audit_refuses_before_it_measures(reader, change, words):
+    with pytest.raises(InputError, match=words):
+        audit_model(Smoother(0.5), Smoother(0.2), SETS, reader, T, **change)
+    with pytest.raises(InputError, match="no forget pictures to audit with"):
+        audit_model(Smoother(0.5), Smoother(0.2), {"retain": ROWS}, reader, T)

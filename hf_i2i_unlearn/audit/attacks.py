@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..data.pairs import seeds_for
 from ..data.reading import ImageCollator, ImageReader
 from ..errors import InputError
-from ..evaluation.metrics import hole_mse
+from ..evaluation.metrics import HoleError, Metric, measured
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
 from .statistics import share
@@ -20,12 +20,16 @@ from .statistics import share
 
 @dataclass
 class Setting:
-    """How pictures are read, hidden and batched. Draws of picture i depend on (seed, i) alone."""
+    """How pictures are read, batched and measured. Draws of picture i depend on (seed, i) alone.
+
+    metric: the error by which everything is judged; lower is better.
+    """
 
     reader: ImageReader
     batch_size: int = 64
     seed: int = 0
     progress: bool = True
+    metric: Metric = field(default_factory=HoleError)
 
     def batches(self, rows: list, title: str, device):
         """(pixel values on the device, seeds) of undecoded rows, in order; unreadable pictures as the reader has it."""
@@ -33,6 +37,10 @@ class Setting:
         loader = DataLoader(items, self.batch_size, collate_fn=ImageCollator(self.reader))
         for batch in tqdm(loader, title, leave=False, disable=not self.progress):
             yield batch["pixel_values"].to(device), batch["seeds"]
+
+    def errors(self, completed: torch.Tensor, truth: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        """The metric of normalised pictures, (B, C, H, W) x 2 and (B, 1, H, W) -> (B,) float64."""
+        return measured(self.metric, completed, truth, hole, self.reader.unit).double()
 
     def pixels(self, rows: list) -> torch.Tensor:
         """All pictures at once, (N, C, H, W)."""
@@ -45,13 +53,13 @@ def device_of(model: I2IModel) -> torch.device:
 
 @torch.no_grad()
 def hole_errors(model: I2IModel, rows: list, corruption: Corruption, setting: Setting, title: str = "completing") -> np.ndarray:
-    """Mean squared error in the hole of each completed picture, normalised units: (N,)."""
+    """The error of each completed picture, by the metric of the setting: (N,)."""
     errors, training = [], model.training
     model.eval()
     for pixels, seeds in setting.batches(rows, title, device_of(model)):
         mask = corruption(model.grid, seeds[:, 0])
         hole = model.hole(mask).to(pixels.device)
-        errors.append(hole_mse(model.generate(pixels, mask, seeds[:, 1]), pixels, hole).double().cpu())
+        errors.append(setting.errors(model.generate(pixels, mask, seeds[:, 1]), pixels, hole).cpu())
     model.train(training)
     return torch.cat(errors).numpy()
 
@@ -63,12 +71,12 @@ def blank_errors(model: I2IModel, rows: list, corruption: Corruption, setting: S
         hole = model.hole(corruption(model.grid, seeds[:, 0]))
         visible = ~hole
         colour = (pixels * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)  # (B, C, 1, 1)
-        errors.append(hole_mse(colour.expand_as(pixels), pixels, hole).double())
+        errors.append(setting.errors(torch.where(hole, colour, pixels), pixels, hole))
     return torch.cat(errors).numpy()
 
 
 def measured_at(steps: int) -> list[int]:
-    """The steps at which relearning is measured: 0 to 6 one by one, then each about a fifth later than the last; and `steps`."""
+    """The steps at which relearning is measured: 0 to 6, then each about a fifth later than the last; and `steps`."""
     found = [0]
     while found[-1] < steps:
         found.append(min(steps, max(found[-1] + 1, round(found[-1] * 1.2))))
@@ -107,7 +115,7 @@ def relearn(
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     places, reached, curve = measured_at(steps), None, []
     bar = tqdm(total=steps, desc=f"{title}, lr {learning_rate:g}", leave=False, disable=not setting.progress)
-    quiet = Setting(setting.reader, setting.batch_size, setting.seed, progress=False)
+    quiet = replace(setting, progress=False)
     for step in range(steps + 1):
         if step in places:
             error = float(hole_errors(model, held, corruption, quiet).mean())

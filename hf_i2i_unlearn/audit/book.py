@@ -12,16 +12,16 @@ from .verdicts import SUPPRESSED, overall, verdicts
 
 
 class Book:
-    """`audit.json`: finished parts, written at once, and the options that they hold for.
+    """`audit.json`: finished parts, written at once, and the options that they hold for. Without a file nothing is kept.
 
     Raises:
         InputError: the file holds parts of other options.
     """
 
-    def __init__(self, file: Path, options: dict):
+    def __init__(self, file: Path | None, options: dict):
         self.file, options = file, json.loads(json.dumps(options))
         self.content = {"options": options, "sets": {}, "parts": {}}
-        old = read_json(file)
+        old = read_json(file) if file else {}
         if old:
             changed = differences(old["options"], options)
             if changed:
@@ -56,4 +56,5 @@ class Book:
         self.write()
 
     def write(self) -> None:
-        write_json(self.file, self.content)
+        if self.file:
+            write_json(self.file, self.content)

@@ -1,26 +1,21 @@
-"""One audit from a folder to `audit.json`: models, sets and parts."""
+"""An audit of one unlearned model: the parts, each made once, and their verdicts. Words and folders are the command's."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 
-from ..commands.words import parse_corruption
-from ..data.options import SplitArguments
-from ..data.reading import ImageReader, load_processor
-from ..data.requests import by_classes, select
+from ..data.reading import ImageReader
 from ..errors import InputError
 from ..evaluation.features import hash_weights
-from ..methods.corruptions import Corruption
-from ..models.auto import DEMOS, family_options, load_model
+from ..evaluation.metrics import BUILT_IN, HoleError, Metric, check_metrics
+from ..methods.corruptions import CenterCrop, Corruption, Extend, Outpaint, RandomMask, Turns
 from ..models.base import I2IModel
-from ..models.patches import merge
 from .attacks import (
     Setting,
     best_relearning,
     blank_errors,
-    device_of,
     features,
     hole_errors,
     probe,
@@ -29,129 +24,152 @@ from .attacks import (
     visible_pixels,
 )
 from .book import Book
-from .options import AuditArguments, default_masks, read_run, split_arguments
-from .sets import Sets, build_sets, readable, rows_of, source_of, spread
+from .options import FREE, AuditOptions
+from .sets import Sets, readable, sets_of, spread
 from .statistics import auc, ratio
 
 FILE = "audit.json"
-# Options under which a finished part stays valid: they choose parts, or say how fast, and not what a figure means. The names
-# may be those of people: the description of the sets has their count and hash.
-NAMES = {"forget_list", "forget_values", "forget_rows"}  # may name people: the description has their count and hash
-FREE = {"model", "parts", "masks", "never_trained", "never_seen_classes", "relearn_scrambled", "batch_size", "use_cpu"}
 
 
-def run_audit(args: AuditArguments, command: str = "") -> dict:
-    """Run the parts that are missing in `audit.json` of the folder, and write that file after each.
+def audit_model(
+    model: I2IModel,
+    original: I2IModel,
+    rows: dict[str, list],
+    reader: ImageReader,
+    corruption: Corruption,
+    *,
+    unseen: dict[str, list] | None = None,
+    masks: list[Corruption] | None = None,
+    options: AuditOptions | None = None,
+    metric: Metric | None = None,
+    never_trained: I2IModel | None = None,
+    folder=None,
+) -> dict:
+    """Does it stay forgotten? Relearning, membership inference, a linear probe, and other masks than the trained one.
+
+    Args:
+        model, original: `I2IModel`s of one kind, without patches on them, on the device where they are to work.
+        rows: {"forget": rows, "retain": rows} that the original was trained on: {"image", and perhaps "label"}, undecoded.
+        reader: reads them, with the model's processor. corruption: T in training; several took turns as `Turns`.
+        unseen: pictures of the same kinds that were never trained on, for membership inference, and to test the attacks on.
+        masks: other T to complete pictures from; a list that suits the model's grid if None.
+        options: how hard to try. metric: the error that all is judged by; `HoleError` if None. Lower must be better.
+        never_trained: a model trained like the original but without the forget pictures, to compare relearning with.
+        folder: where `audit.json` is kept, in which an audit goes on; None keeps nothing.
 
     Returns:
-        What the file holds: options, sets, parts, verdicts, overall, made_with.
+        {"options", "sets", "parts": {name: figures}, "verdicts": [{"title", "status", "finding", "caveat"}], "overall", ...}
 
     Raises:
-        InputError: no run.yaml, nonsensical options, or an audit.json of other options, weights or pictures.
+        InputError: models of different kinds, a T that does not fit, no pictures, a metric where higher is better, or a folder
+            that holds an audit of other options, weights or pictures.
     """
-    args.check()
-    run = read_run(args.model)
-    state = PartialState(cpu=args.use_cpu)
-    original_name = args.original or run["model"]
-    original_path = DEMOS.get(original_name, original_name)
-    family = family_options(run, args.generation_steps)
-    model, patch = _load(args.model, (), _without(family, "subfolder"), state.device)
-    original, _ = _load(original_path, run.get("patches") or (), family, state.device)
-    _refuse_other_kind(f"The original '{original_path}'", original, model)
-    split_args = split_arguments(args, run)
-    trained = (args.corruption or run["corruption"]).split(",")  # several took turns; the attacks use the first one
-    masks = [*map(parse_corruption, trained), *(parse_corruption(m) for m in args.masks or default_masks(model.grid))]
-    corruption, masks = masks[0], {str(m): m for m in masks}
-    for mask in masks.values():
-        mask.check(model.grid)
-    processor = load_processor(args.model if Path(args.model, "preprocessor_config.json").is_file() else original_path)
-    setting = Setting(ImageReader(processor, model.channels, None, run.get("on_corrupt", "refuse")), args.batch_size, args.seed)
-    sets = readable(build_sets(args, split_args), setting.reader)
-    options = {k: v for k, v in asdict(args).items() if k not in FREE | NAMES} | {
-        "original": original_name,
-        "dataset": split_args.dataset,
-        "train_split": split_args.train_split,
-        "eval_split": split_args.eval_split,
-        "forget": sets.description["forget"],
-        "corruption": ",".join(list(masks)[: len(trained)]),
-        "weights": hash_weights(model),
-        "original_weights": hash_weights(original),
-    }
-    book = Book(Path(args.model, FILE), options)
-    others = compared_with(args, split_args, family, model)
-    book.content["sets"] = sets.description | {"patch": patch}
-    work = _Work(args, family, model, original, corruption, setting, sets, book, others)
-    if "relearning" in args.parts:
-        work.relearning()
-    if "membership" in args.parts:
-        work.membership()
-    if "probe" in args.parts:
-        work.probe()
-    if "leakage" in args.parts:
-        work.leakage(masks)
-    book.close(command)
-    return book.content
+    options = options or AuditOptions()
+    options.check()
+    sets = sets_of(rows, unseen, options)
+    compared = Compared(never_trained, "a model")
+    facts = {"forget": sets.description["forget"]}
+    audit = Audit(model, original, sets, reader, corruption, options, masks, metric, compared, facts)
+    return audit.run(Path(folder, FILE) if folder else None)
 
 
-def compared_with(args: AuditArguments, split_args: SplitArguments, family: dict, model: I2IModel) -> dict:
-    """What relearning is compared with: {"never_trained": model, "never_seen": (rows to train on, rows to test on)}."""
-    found = {}
-    if args.never_trained:
-        fresh, _ = _load(args.never_trained, (), _without(family, "subfolder"), device_of(model))
-        _refuse_other_kind(f"--never_trained '{args.never_trained}'", fresh, model)
-        found["never_trained"] = fresh
-    if args.never_seen_classes:
-        source = source_of(split_args, split_args.train_split)
-        chosen = by_classes(source, args.never_seen_classes, split_args.label_column)
-        need = args.relearn_pictures + args.relearn_samples
-        rows = rows_of(select(source, chosen, True, split_args.image_column), split_args, need)
-        order = np.random.default_rng([args.seed, 2]).permutation(len(rows))
-        cut = min(args.relearn_pictures, len(rows) // 2)
-        if not cut:
-            raise InputError(f"The never-seen classes hold {len(rows)} picture(s); relearning needs two at least.")
-        found["never_seen"] = [rows[i] for i in order[:cut]], [rows[i] for i in order[cut:]]
-    return found
+def default_masks(grid: tuple[int, int]) -> list[Corruption]:
+    """Masks of every kind that fit the grid: random ones, a smaller and a larger centre, each side, and all but the centre."""
+    side = min(grid)
+    small, large, third = max(1, side // 4), max(1, side * 3 // 4), max(1, side // 3)
+    random = [RandomMask(share) for share in (0.25, 0.5, 0.75)]
+    sides = [Extend(where, third) for where in ("left", "right", "up", "down")]
+    return [*random, CenterCrop(small), CenterCrop(large), *sides, Outpaint(third)]
 
 
-def _load(path, patches, options, device):
-    """(model, whether it was a patch): patches are merged, for an attacker trains all weights."""
-    model = load_model(path, patches, **options).to(device)
-    patch = model.patch is not None
-    if patch:
-        merge(model)
-    return model, patch
-
-
-def _refuse_other_kind(name, other, model):
-    if (type(other), other.grid, other.image_size, other.channels) != (
-        type(model),
-        model.grid,
-        model.image_size,
-        model.channels,
-    ):
+def refuse_other_kind(name: str, other: I2IModel, model: I2IModel) -> None:
+    """Raise InputError unless both are models of one kind and size."""
+    kinds = [(type(m), m.grid, m.image_size, m.channels) for m in (other, model)]
+    if kinds[0] != kinds[1]:
         raise InputError(f"{name} is a model of another kind or size than the one to audit; give one that is like it.")
 
 
-def _without(options, name):
-    return {k: v for k, v in options.items() if k != name}
-
-
 @dataclass
-class _Work:
-    """The four parts on one pair of models."""
+class Compared:
+    """What relearning is compared with, and the names under which that is kept.
 
-    args: AuditArguments
-    family: dict
-    model: I2IModel
-    original: I2IModel
-    corruption: Corruption
-    setting: Setting
-    sets: Sets
-    book: Book
-    others: dict
+    never_trained: a model. never_seen: (rows to train on, rows to test on) of pictures that the original never saw.
+    """
 
-    def relearning(self):
-        args, sets = self.args, self.sets
+    never_trained: I2IModel | None = None
+    never_trained_name: str = ""
+    never_seen: tuple[list, list] | None = None
+    never_seen_name: str = ""
+
+
+class Audit:
+    """The four parts on one pair of models.
+
+    Args:
+        model, original, reader, corruption, options, masks, metric: as in `audit_model`. sets: the rows, by purpose.
+        compared: what relearning is compared with. facts: what a finished part depends on beside the options and the weights.
+
+    Raises:
+        InputError: see `audit_model`; before anything is measured.
+    """
+
+    def __init__(
+        self,
+        model: I2IModel,
+        original: I2IModel,
+        sets: Sets,
+        reader: ImageReader,
+        corruption: Corruption,
+        options: AuditOptions,
+        masks: list[Corruption] | None = None,
+        metric: Metric | None = None,
+        compared: Compared | None = None,
+        facts: dict | None = None,
+    ):
+        refuse_other_kind("The original", original, model)
+        if model.patch or original.patch:
+            raise InputError("An attacker trains all weights, so patches have to be merged first: merge(model).")
+        if metric is not None:
+            _check_error(metric)
+        self.compared = compared or Compared()
+        if self.compared.never_trained is not None:
+            refuse_other_kind("The never-trained model", self.compared.never_trained, model)
+        trained = list(corruption.parts) if isinstance(corruption, Turns) else [corruption]  # the attacks use the first one
+        masks = default_masks(model.grid) if masks is None else masks
+        self.masks = {str(mask): mask for mask in (*trained, *masks)}
+        for mask in self.masks.values():
+            mask.check(model.grid)
+        self.model, self.original, self.corruption, self.options = model, original, trained[0], options
+        self.setting = Setting(reader, options.batch_size, options.seed, metric=metric or HoleError())
+        self.sets = readable(sets, reader)
+        known = {k: v for k, v in asdict(options).items() if k not in FREE}
+        self.key = known | {"corruption": ",".join(dict.fromkeys(map(str, trained)))} | (facts or {})
+        self.key |= {"weights": hash_weights(model), "original_weights": hash_weights(original)}
+        if metric is not None and metric.name != HoleError.name:
+            self.key["metric"] = metric.title or metric.name
+
+    def run(self, file: Path | None = None, command: str = "", **facts) -> dict:
+        """Run the parts that are missing in `file`, writing it after each; see `audit_model` for what it holds.
+
+        Args:
+            facts: kept beside the description of the sets.
+        """
+        self.book = Book(file, self.key)
+        self.book.content["sets"] = self.sets.description | facts
+        parts = {
+            "relearning": self._relearning,
+            "membership": self._memberships,
+            "probe": self._probes,
+            "leakage": self._leakages,
+        }
+        for name, measure in parts.items():
+            if name in self.options.parts:
+                measure()
+        self.book.close(command)
+        return self.book.content
+
+    def _relearning(self):
+        args, sets = self.options, self.sets
         rng = np.random.default_rng([args.seed, 1])
         known = [sets.known[i] for i in rng.permutation(len(sets.known))[: args.relearn_pictures]]
         held = spread(sets.held, args.relearn_samples)
@@ -178,31 +196,29 @@ class _Work:
             return self.book.part(f"relearning/{name}", measure, source)
 
         rate = subject("unlearned", lambda: self.model)["learning_rate"]
-        self.book.part(
-            "relearning/original",
-            lambda: relearn(
-                self.original, known, held, self.corruption, self.setting, learning_rate=rate, title="original", to_the_end=True,
-                **common,
-            ) | facts,
-        )  # fmt: skip
-        if fresh := self.others.get("never_trained"):
-            subject("never_trained", lambda: fresh, source=f"{args.never_trained} {hash_weights(fresh)[:16]}")
-        if seen := self.others.get("never_seen"):
-            subject("never_seen", lambda: self.original, *seen, "classes " + ", ".join(args.never_seen_classes))
+        whole = {"learning_rate": rate, "title": "original", "to_the_end": True} | common
+        curve = partial(relearn, self.original, known, held, self.corruption, self.setting, **whole)
+        self.book.part("relearning/original", lambda: curve() | facts)
+        if fresh := self.compared.never_trained:
+            name = f"{self.compared.never_trained_name} {hash_weights(fresh)[:16]}"
+            subject("never_trained", lambda: fresh, source=name)
+        if seen := self.compared.never_seen:
+            subject("never_seen", lambda: self.original, *seen, self.compared.never_seen_name)
         if args.relearn_scrambled:
             subject("scrambled", lambda: scrambled(self.original, args.seed))
 
-    def membership(self):
+    def _memberships(self):
         for name, members, others, kind in (
             ("forget", self.sets.members, self.sets.unseen, self.sets.unseen_are),
             ("retain", self.sets.retain, self.sets.retain_unseen, "of the retain set"),
         ):
-            self.book.part(f"membership/{name}", lambda: self._membership(members, others, kind))
+            self.book.part(f"membership/{name}", partial(self._membership, members, others, kind))
 
     def _membership(self, members, others, kind):
         if not others:
             return {
-                "skipped": "No unseen pictures to compare with: the run has no evaluation split with such pictures. --eval_split names one."
+                "skipped": "No unseen pictures to compare with: the run has no evaluation split with such pictures. "
+                "--eval_split names one."
             }
         found = {"members": len(members), "others": len(others), "unseen": kind}
         for when, model in (("before", self.original), ("after", self.model)):
@@ -211,7 +227,7 @@ class _Work:
             found[when] = auc(*scores) | {"member_error": float(-scores[0].mean()), "other_error": float(-scores[1].mean())}
         return found
 
-    def probe(self):
+    def _probes(self):
         sets = self.sets
         fit, test = [r for r in sets.known if r["label"] is not None], [r for r in sets.held if r["label"] is not None]
         self.book.part("probe/classes", lambda: self._probe(fit, test, [r["label"] for r in fit], [r["label"] for r in test]))
@@ -224,19 +240,19 @@ class _Work:
     def _probe(self, fit, test, fit_y, test_y):
         if len(set(fit_y)) < 2 or not set(fit_y) & set(test_y) or len(fit) < 8:
             return {"skipped": "It needs two kinds of pictures, and some of each to fit and to test on."}
-        size, found = self.args.probe_features, {"fitted": len(fit)}
+        size, found = self.options.probe_features, {"fitted": len(fit)}
         for when, read, model in (
             ("before", features, self.original),
             ("after", features, self.model),
             ("pixels", visible_pixels, self.original),
         ):
             x = [read(model, rows, self.corruption, self.setting, size) for rows in (fit, test)]
-            found[when] = probe(x[0], fit_y, x[1], test_y, self.args.seed)
+            found[when] = probe(x[0], fit_y, x[1], test_y, self.options.seed)
         return found
 
-    def leakage(self, masks: dict[str, Corruption]):
-        for name, mask in masks.items():
-            self.book.part(f"leakage/{name}", lambda: self._leakage(mask))
+    def _leakages(self):
+        for name, mask in self.masks.items():
+            self.book.part(f"leakage/{name}", partial(self._leakage, mask))
 
     def _leakage(self, mask):
         rows = self.sets.held or self.sets.known
@@ -245,10 +261,21 @@ class _Work:
         means = {"before": float(before.mean()), "after": float(after.mean()), "blank": float(blank.mean())}
         lead = means["blank"] - means["before"]  # what the original is better by than a fill that knows nothing
         left = (means["blank"] - means["after"]) / lead if lead > 0 else None
-        return {"count": len(after)} | means | {"lead_left": left, "change": ratio(after, before, self.args.seed)}
+        return {"count": len(after)} | means | {"lead_left": left, "change": ratio(after, before, self.options.seed)}
 
 
 def _balanced(forget, retain):
     """(rows, labels) of as many forget as retain rows."""
     count = min(len(forget), len(retain))
     return spread(forget, count) + spread(retain, count), ["forget"] * count + ["retain"] * count
+
+
+def _check_error(metric):
+    """Raise InputError unless the metric is an error, whose ratio to another one says something."""
+    if type(metric) not in map(type, BUILT_IN):
+        check_metrics([metric])
+    if metric.higher_is_better:
+        raise InputError(
+            f"An audit is judged by an error, and the metric '{metric.name}' is higher where a completion is better; give one "
+            "that is lower, such as 1 - similarity."
+        )

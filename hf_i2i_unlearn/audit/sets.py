@@ -2,23 +2,20 @@
 
 from dataclasses import dataclass, fields, replace
 
-import datasets
 import numpy as np
 
-from ..data.options import SplitArguments
 from ..data.reading import ImageReader
-from ..data.requests import FILE_NAME, ROW_NUMBER, by_classes, by_values, select
-from ..data.sources import first_rows, load_source, undecoded_column
-from ..data.splits import build_splits, forget_selection
-from .options import AuditArguments
+from ..errors import InputError
+from .options import AuditOptions
 
 
 @dataclass
 class Sets:
-    """Rows of an audit: {"image": {"bytes", "path"}, "label"}.
+    """Rows of an audit: {"image": {"bytes", "path"}, "label": of any kind, or None}.
 
-    known: forget pictures that the attacker has. held: others that the attacks are tested on. members: forget pictures that were
-    trained on; unseen: pictures of the same classes that were not, None if there are none; the same for retain.
+    known: forget pictures that the attacker has. held: others that the attacks are tested on.
+    members: forget pictures that were trained on. unseen: pictures of the same kind that were not, None if there are none; the
+    same for retain.
     """
 
     known: list
@@ -31,41 +28,46 @@ class Sets:
     description: dict
 
 
-def build_sets(args: AuditArguments, split_args: SplitArguments) -> Sets:
-    """The rows of every purpose. Where single pictures were forgotten they are parted into known and held ones."""
-    count, has_eval = args.samples, split_args.eval_split not in (None, "none")
-    splits = build_splits(split_args)
-    train = source_of(split_args, split_args.train_split)
-    forget_by = forget_selection(split_args, train)
-    forget = select(train, forget_by, True, split_args.image_column)
-    single = forget_by.column in (ROW_NUMBER, FILE_NAME)
-    unseen, unseen_are = None, ""
-    if has_eval:
-        pool = source_of(split_args, split_args.eval_split)
-        unseen_are = "of the same selection"
-        if not single:
-            pool = select(pool, forget_by, True, split_args.image_column)
-        elif split_args.label_column in (train.features or {}):
-            labels = sorted({row["label"] for row in rows_of(forget, split_args, 0)}, key=str)
-            feature = train.features[split_args.label_column]
-            by = by_classes if isinstance(feature, datasets.ClassLabel) else by_values
-            words = [feature.int2str(x) if by is by_classes else x for x in labels]
-            by = by(pool, words, split_args.label_column) if by is by_classes else by(pool, split_args.label_column, words)
-            pool, unseen_are = select(pool, by, True, split_args.image_column), "of the same classes"
-        else:
-            unseen_are = "of any kind"
-        unseen = rows_of(pool, split_args, args.membership_samples) or None
-    members = rows_of(forget, split_args, args.membership_samples)
-    if single or unseen is None:
-        rows = rows_of(forget, split_args, 2 * count)
-        order = np.random.default_rng(args.seed).permutation(len(rows))
-        known, held = [rows[i] for i in order[::2]], [rows[i] for i in order[1::2]]
+def sets_of(rows: dict[str, list], unseen: dict[str, list] | None, options: AuditOptions) -> Sets:
+    """The sets of an audit from rows at hand.
+
+    Args:
+        rows: {"forget": rows, "retain": rows} that the original was trained on. unseen: pictures of the same kinds that it was
+            not trained on, or None: then the forget pictures are parted into known and held ones.
+
+    Raises:
+        InputError: no forget or no retain picture.
+    """
+    for name in ("forget", "retain"):
+        if not rows.get(name):
+            raise InputError(f"There are no {name} pictures to audit with; rows is {{'forget': rows, 'retain': rows}}.")
+    unseen = unseen or {}
+    forget, others = (_labelled(r) for r in (rows["forget"], unseen.get("forget") or []))
+    if others:
+        known, held = spread(forget, options.samples), spread(others, options.samples)
     else:
-        known, held = rows_of(forget, split_args, count), spread(unseen, count)
-    retain = [{"image": row["image"]} for row in first_rows(splits.retain, args.membership_samples)]
+        known, held = parted(spread(forget, 2 * options.samples), options.seed)
+    some = options.membership_samples
     return Sets(
-        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, dict(splits.description)
+        known,
+        held,
+        spread(forget, some),
+        spread(others, some) or None,
+        "of the same kind",
+        spread(rows["retain"], some),
+        spread(unseen.get("retain") or [], some) or None,
+        {"dataset": "rows", "forget": f"{len(forget)} pictures", "retain": f"{len(rows['retain'])} pictures"},
     )
+
+
+def _labelled(rows):
+    return [{"image": row["image"], "label": row.get("label")} for row in rows]
+
+
+def parted(rows: list, seed: int) -> tuple[list, list]:
+    """(known, held): two halves at random, where no other pictures of the kind are at hand."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[i] for i in order[::2]], [rows[i] for i in order[1::2]]
 
 
 def readable(sets: Sets, reader: ImageReader) -> Sets:
@@ -76,19 +78,6 @@ def readable(sets: Sets, reader: ImageReader) -> Sets:
     return replace(sets, **{name: [row for row in rows if reader.decode(row) is not None] for name, rows in lists.items()})
 
 
-def source_of(split_args, split):
-    """The rows of a split."""
-    return load_source(split_args.dataset, split, split_args.dataset_config, split_args.streaming)
-
-
-def rows_of(dataset, split_args, count):
-    """`count` rows {"image": {"bytes", "path"}, "label"}, evenly spread; all if count is 0."""
-    image, label = split_args.image_column, split_args.label_column
-    columns = [image] + ([label] if label in (dataset.features or {}) else [])
-    rows = first_rows(undecoded_column(dataset, image).select_columns(columns), count)
-    return [{"image": row[image], "label": row.get(label)} for row in rows]
-
-
-def spread(rows, count):
+def spread(rows: list, count: int) -> list:
     """`count` rows, evenly spread; all if there are fewer, or if count is 0."""
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)] if 0 < count < len(rows) else rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)] if 0 < count < len(rows) else list(rows)

@@ -4,29 +4,33 @@
 FOUND, PARTLY, NONE, HOLDS = "trace found", "weakened", "no trace found", "holds"
 UNCLEAR, SKIPPED = "inconclusive", "not measured"
 
-# Relearning that takes at least this share of the steps of a model that never saw the pictures counts as learning anew: steps are
-# measured on a grid of about a fifth, so a smaller difference is not one.
+# Relearning that takes at least this share of the steps of a model that never saw the pictures counts as learning anew: steps
+# are measured on a grid of about a fifth, so a smaller difference is not one.
 AS_SLOW = 0.8
 # An AUC whose whole interval lies within this of 0.5 gives an attacker next to nothing: right in 55 of 100 pairs instead of 50.
 SMALL_AUC = 0.05
-# A mask "holds" if at least this share of the rise in error under the trained mask is there, and at most this share of the original's
-# lead over a blank fill is left; else it is "weakened". Half: below, more is as it was than was taken away.
+# A mask "holds" if at least this share of the rise in error under the trained mask is there, and at most this share of the
+# original's lead over a blank fill is left; else it is "weakened". Half: below, more is as it was than was taken away.
 MOST = 0.5
 
 SUPPRESSED = (
-    "This is suppression, not erasure: the method keeps the model from using what it knows, and does not take it out of the weights. "
-    "The tests say how far that goes."
+    "This is suppression, not erasure: the method keeps the model from using what it knows, and does not take it out of the "
+    "weights. The tests say how far that goes."
 )
 
 
 def verdicts(audit: dict) -> list[dict[str, str]]:
     """[{"part", "title", "status", "finding", "caveat"}, ...] of what `audit.json` holds; "part" is its name there.
 
-    Rules, by part: relearning is a trace if the error comes back within the steps tried, unless that takes at least `AS_SLOW` of
-    what a never-trained model takes. Membership is a trace if the interval of the AUC leaves out 0.5, none if it lies within
-    `SMALL_AUC` of it, else inconclusive. A probe is a trace if its interval lies above chance. A mask is a trace if the lower end
-    of the interval of after/before is below 1 + tolerance, weakened where less than `MOST` of the trained mask's rise is there or more
-    than `MOST` of the original's lead over a blank fill is left, and else holds.
+    The rules, by part:
+    - Relearning is a trace if the error comes back within the steps tried, unless that takes at least `AS_SLOW` of what a
+      never-trained model takes.
+    - Membership is a trace if the interval of the AUC leaves out 0.5, none if it lies within `SMALL_AUC` of it, else
+      inconclusive.
+    - A probe is a trace if its interval lies above chance.
+    - A mask is a trace if the lower end of the interval of after/before is below 1 + tolerance, weakened where less than
+      `MOST` of the trained mask's rise is there or more than `MOST` of the original's lead over a blank fill is left, and else
+      holds.
     """
     parts, lines = audit["parts"], []
     if any(name.startswith("relearning/") for name in parts):
@@ -74,7 +78,7 @@ def _relearning(audit):
     mine, title = found["unlearned"], "Relearning"
     if "skipped" in mine or not mine:
         return _line("relearning/unlearned", title, SKIPPED, mine.get("skipped", "It was not run."), "")
-    aim = f"within {o['tolerance']:.0%} of the original's hole error on held-out forget pictures"
+    aim = f"within {o['tolerance']:.0%} of the original's {_error(audit)} on held-out forget pictures"
     aim += f" ({mine['original_error']:.3g}, so {mine['target']:.3g} or less)"
     start = mine["curve"][0][1]
     if mine["steps"] == 0:
@@ -82,14 +86,14 @@ def _relearning(audit):
     elif mine["steps"] is None:
         status = NONE
         finding = (
-            f"{_steps(o['relearn_steps'])} of ordinary training on {mine['pictures']} forget pictures did not bring the model {aim}; "
-            f"from {start:.3g} it came to {mine['error']:.3g}."
+            f"{_steps(o['relearn_steps'])} of ordinary training on {mine['pictures']} forget pictures did not bring the model "
+            f"{aim}; from {start:.3g} it came to {mine['error']:.3g}."
         )
     else:
         status = FOUND
         finding = (
-            f"{_steps(mine['steps'])} of ordinary training on {mine['pictures']} forget pictures sufficed to bring the model from "
-            f"{start:.3g} to {aim}."
+            f"{_steps(mine['steps'])} of ordinary training on {mine['pictures']} forget pictures sufficed to bring the model "
+            f"from {start:.3g} to {aim}."
         )
     compared = []
     for name, words in SUBJECTS.items():
@@ -106,11 +110,12 @@ def _relearning(audit):
         finding += f" For comparison: {'; '.join(compared)}."
     rates = sorted(t["learning_rate"] for t in mine["tried"])
     caveat = (
-        f"The attacker was given the best of {len(rates)} learning rates ({mine['learning_rate']:g}), all weights and the mask of the "
-        "run; a cleverer attack may need fewer steps."
+        f"The attacker was given the best of {len(rates)} learning rates ({mine['learning_rate']:g}), all weights and the mask "
+        "of the run; a cleverer attack may need fewer steps."
     )
     if len(rates) > 1 and mine["learning_rate"] in (rates[0], rates[-1]):
-        caveat += f" That rate was the {'lowest' if mine['learning_rate'] == rates[0] else 'highest'} tried: others beyond may be faster."
+        end = "lowest" if mine["learning_rate"] == rates[0] else "highest"
+        caveat += f" That rate was the {end} tried: others beyond may be faster."
     if "steps" not in found["never_trained"]:
         caveat += (
             " Without a model that never saw these pictures, what was kept cannot be told from what is quickly learned anew."
@@ -118,6 +123,11 @@ def _relearning(audit):
     if audit["sets"].get("patch"):
         caveat += " The checkpoint is a patch on the untouched original: whoever can switch it off needs no training at all."
     return _line("relearning/unlearned", title, status, finding, caveat, steps=mine["steps"])
+
+
+def _error(audit):
+    """What was measured, in words."""
+    return audit["options"].get("metric", "hole error")
 
 
 SUBJECTS = {
@@ -198,8 +208,8 @@ def _leakage(mask, part, trained, audit):
         title += " (the trained one)" if len(trained_on) == 1 else " (trained)"
     rise, usual = part["change"], (trained or {}).get("change")
     finding = (
-        f"Hole error on forget pictures {part['before']:.3g} before, {part['after']:.3g} after: {rise['ratio']:.2f} times "
-        f"({rise['low']:.2f} to {rise['high']:.2f}); a blank fill has {part['blank']:.3g}."
+        f"{_error(audit).capitalize()} on forget pictures {part['before']:.3g} before, {part['after']:.3g} after: "
+        f"{rise['ratio']:.2f} times ({rise['low']:.2f} to {rise['high']:.2f}); a blank fill has {part['blank']:.3g}."
     )
     caveat = ""
     if part["before"] >= part["blank"]:

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import math
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,22 +29,12 @@ STATUS_CLASSES = {
 TITLES = {METRICS: "", TRAINING_METRICS: "Training pictures, "}  # what stands before a table's title, by its section
 
 
-@dataclass
-class ReportArguments:
-    """The folder that the page is about."""
-
-    model: str = field(default="", metadata={"help": "The output folder of an unlearning run."})
-    pictures: bool = field(
-        default=True, metadata={"help": "Show the before/after pictures; false where they may not be shown."}
-    )
-    evaluation: str | None = field(
-        default=None,
-        metadata={"help": "An output folder of recipes/evaluate.py whose tables to show; those of the card if not given."},
-    )
-
-
-def write_report(args: ReportArguments) -> Path:
+def write_report(folder, pictures: bool = True, evaluation: str | None = None) -> Path:
     """Write `report.html` into the folder, from the data in it.
+
+    Args:
+        folder: the output folder of an unlearning run. pictures: show the before/after pictures.
+        evaluation: an output folder of `evaluate`, whose tables to show; those that the folder has itself if None.
 
     Raises:
         InputError: no run.yaml, no figures.json, or no figures where --evaluation says.
@@ -53,10 +42,10 @@ def write_report(args: ReportArguments) -> Path:
     import jinja2
     from markupsafe import Markup
 
-    run = RunFolder(args.model)
+    run = RunFolder(folder)
     for name in (OPTIONS, FIGURES):
-        if not args.model or not (run.path / name).is_file():
-            raise InputError(f"'{args.model}' has no {name}; give --model the output folder of an unlearning run.")
+        if not folder or not (run.path / name).is_file():
+            raise InputError(f"'{folder}' has no {name}; give --model the output folder of an unlearning run.")
     record, figures, audit = run.record, run.figures, run.audit
     rows = facts(record, figures.get("retain_bound")) if record else {}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -68,8 +57,8 @@ def write_report(args: ReportArguments) -> Path:
         corruption=record.get("eval_corruption"),
         before_after=before_after(figures, "hole error", record.get("metrics")),
         figures=MEANINGS,
-        evaluations=_evaluations(run, args.evaluation),
-        pictures=[data_uri(run.picture)] if args.pictures and run.picture.is_file() else [],
+        evaluations=_evaluations(run, evaluation),
+        pictures=[data_uri(run.picture)] if pictures and run.picture.is_file() else [],
         audit=audit,
         status_classes=STATUS_CLASSES,
         curve=relearning_svg(audit) if audit else None,
