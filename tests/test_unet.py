@@ -16,7 +16,7 @@ from diffusers import (
 from diffusers.schedulers import scheduling_ddpm
 from helpers.close import assert_close, is_close
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from test_conversion_palette import original, randomised, weights
+from test_conversion_palette import original, randomised, weights  # noqa: F401  # `original` is a fixture
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask
 from hf_i2i_unlearn.models.diffusion import folders
