@@ -17,7 +17,6 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult
-from transformers import TrainingArguments
 
 from ..errors import InputError
 from ..storage import (
@@ -186,6 +185,8 @@ def plain_options(*instances, leave_out=()) -> dict:
 
     Access tokens are left out, and the options named in `leave_out`.
     """
+    from transformers import TrainingArguments  # which brings peft; the names of the files are for every --help
+
     options = {}
     for instance in instances:
         for option in fields(instance):
