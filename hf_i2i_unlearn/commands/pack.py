@@ -24,6 +24,9 @@ class Arguments(SourceArguments):
     classes: list[str] | None = field(default=None, metadata={"help": "These classes only; all if not given."})
     size: int = field(default=64, metadata={"help": "Side in pixels; the longer side is cropped at the centre."})
     encoding: str = field(default="png", metadata={"choices": list(ENCODERS), "help": "png loses nothing; webp is smallest."})
+    on_corrupt: str = field(
+        default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
+    )
     output_dir: str = field(default="packed", metadata={"help": "Folder for the parquet files; must be new or empty."})
 
     def __post_init__(self):
@@ -42,5 +45,5 @@ def main() -> None:
     for split in args.splits:
         file = Path(args.output_dir, f"{split}.parquet")
         source = load_classes(args, split, args.classes)
-        packed = pack(source, args.image_column, args.size, ENCODERS[args.encoding], file)
+        packed = pack(source, args.image_column, args.size, ENCODERS[args.encoding], file, args.on_corrupt)
         print(f"{file}: {len(packed):,} pictures, {file.stat().st_size / 2**20:.1f} MiB")
