@@ -69,7 +69,7 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     given, _ = config.parse_known_args(argv)
     file = given.config or (demo if given.model is None else None)
     if file:
-        parser.set_defaults(**_read_yaml(file, {action.dest for action in parser._actions}))
+        parser.set_defaults(**_read_yaml(file, {action.dest: action for action in parser._actions}))
     parsed = parser.parse_args_into_dataclasses(args=argv)
     return parsed[: len(dataclasses)]
 
@@ -94,7 +94,8 @@ def find_config(file: str | Path) -> Path:
 
 def _read_yaml(file, known):
     try:
-        options = yaml.safe_load(find_config(file).read_text()) or {}
+        text = find_config(file).read_text()
+        options, as_written = yaml.safe_load(text) or {}, yaml.load(text, yaml.BaseLoader) or {}
     except OSError as error:
         raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
     except yaml.YAMLError as error:
@@ -103,7 +104,17 @@ def _read_yaml(file, known):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise InputError(f"'{file}' sets the unknown option '{name}'{f'; did you mean {near[0]}?' if near else '.'}")
-    return options
+    return {name: _as_option(value, as_written[name], known[name]) for name, value in options.items()}
+
+
+def _as_option(value, written, action):
+    """A value of YAML as the option takes it: one value for a list is a list of one, and a number for a text is its text."""
+    if value is None or isinstance(value, dict):
+        return value
+    if action.type is str:
+        texts = [None if one is None else text for one, text in zip(value, written)] if isinstance(value, list) else written
+        value = texts
+    return [value] if action.nargs in ("+", "*") and not isinstance(value, list) else value
 
 
 def run(main) -> None:
