@@ -56,7 +56,12 @@ def tars(tmp_path):
 @pytest.mark.parametrize("source", ["{split}-*.tar", ""])
 def test_tar_shards(tars, streaming, source, decodes):
     args = SplitArguments(
-        dataset=str(tars / source), forget_classes=["2", "3"], streaming=streaming, image_column="png", label_column="cls"
+        dataset=str(tars / source),
+        forget_classes=["2", "3"],
+        streaming=streaming,
+        image_column="png",
+        label_column="cls",
+        copies="skip",
     )
     splits = build_splits(args)
     for rows, classes in ((splits.forget, (2, 3)), (splits.retain, (0, 1))):
@@ -92,7 +97,13 @@ def test_what_is_no_tar_shard_is_refused(tars, tmp_path):
 
 def test_training_on_tar_shards_decodes_what_it_uses(tars, tmp_path, processor, decodes):
     args = SplitArguments(
-        dataset=str(tars), forget_classes=["2"], streaming=True, image_column="png", label_column="cls", eval_split="none"
+        dataset=str(tars),
+        forget_classes=["2"],
+        streaming=True,
+        image_column="png",
+        label_column="cls",
+        eval_split="none",
+        copies="skip",
     )
     splits = build_splits(args)
     trainer = make_trainer(tmp_path / "out", processor, pairs=ForgetRetainStream(splits.forget, splits.retain, 5), max_steps=3)

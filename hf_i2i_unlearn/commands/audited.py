@@ -3,7 +3,6 @@
 from dataclasses import fields
 from pathlib import Path
 
-import datasets
 import numpy as np
 from accelerate import PartialState
 
@@ -13,7 +12,7 @@ from ..audit.run import FILE, Audit, Compared, refuse_other_kind
 from ..audit.sets import Sets, parted, spread
 from ..data.options import SplitArguments
 from ..data.reading import ImageReader, load_processor
-from ..data.requests import FILE_NAME, ROW_NUMBER, by_classes, by_values, load_classes, select
+from ..data.requests import classes_of, classes_request, load_classes, select
 from ..data.sources import first_rows, load_source, undecoded_column
 from ..data.splits import build_splits, forget_selection
 from ..errors import InputError
@@ -125,7 +124,7 @@ def build_sets(args, split_args: SplitArguments) -> Sets:
     train = _source(split_args, split_args.train_split)
     forget_by = forget_selection(split_args, train)
     forget = select(train, forget_by, True, split_args.image_column)
-    single = forget_by.column in (ROW_NUMBER, FILE_NAME)
+    single = forget_by.names_pictures
     unseen, unseen_are = None, ""
     if has_eval:
         pool, unseen_are = _unseen(split_args, train, forget_by, forget, single)
@@ -148,11 +147,7 @@ def _unseen(split_args, train, forget_by, forget, single):
         return select(pool, forget_by, True, image), "of the same selection"
     if label not in (train.features or {}):
         return pool, "of any kind"
-    labels, feature = sorted({row["label"] for row in rows_of(forget, split_args, 0)}, key=str), train.features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        by = by_classes(pool, [feature.int2str(x) for x in labels], label)
-    else:
-        by = by_values(pool, label, labels)
+    by = classes_request(train, classes_of(forget, label), label)  # by name: the split may number or lack some
     return select(pool, by, True, image), "of the same classes"
 
 

@@ -47,7 +47,19 @@ class SplitArguments(SourceArguments):
         default=None,
         metadata={
             "help": "The takedown request: a text file with one picture per line, by file name (enough of the path to be "
-            "unique), or by a value of --forget_column. Every line must be found."
+            "unique), or by a value of --forget_column; or a .csv or .jsonl file. Every line must be found."
+        },
+    )
+    forget_list_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of a .csv or .jsonl --forget_list; 'file_name', or --forget_column, if not given."},
+    )
+    copies: str = field(
+        default="refuse",
+        metadata={
+            "help": "Exact copies of forget pictures under other names (equal files or equal pixels), which would be trained "
+            "to stay: refuse; forget them too; keep them; or skip, which does not look for them and saves reading every "
+            "picture once. With the library imagehash near copies are listed too."
         },
     )
     retain_classes: list[str] | None = field(

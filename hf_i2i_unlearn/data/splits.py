@@ -1,16 +1,22 @@
 """From a `datasets` source and a takedown request to the four sets of a run: forget and retain, to train and to evaluate."""
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field, replace
 
 import datasets
 
 from ..errors import InputError
+from .copies import Copies
+from .copy_search import copy_notes, drop_copies, look_for_copies
+from .folders import Accounting
 from .options import SplitArguments
 from .pairs import ForgetRetainPairs
-from .requests import FILE_NAME, ROW_NUMBER, Selection, by_classes, by_list, by_rows, by_values, per_class, select
-from .sources import first_rows, load_source, undecoded, undecoded_column
+from .requests import Found, Request, by_classes, by_rows, classes_request, find, list_request, per_class, select
+from .sources import class_label, first_rows, load_accounted, load_source, undecoded, undecoded_column
 from .streams import ForgetRetainStream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -18,6 +24,9 @@ class Splits:
     """The four sets of a run, undecoded, and their description for the card.
 
     `forget`, `retain` are map-style datasets or streams; `eval_forget`, `eval_retain` are lists of rows.
+
+    Beside them what a record needs: `found`, the request and the rows of the training source that each of its items names;
+    `copies`, None if they were not looked for; `accounting`, what became of the files below the folders; `notes` for people.
     """
 
     forget: object
@@ -25,6 +34,10 @@ class Splits:
     eval_forget: list
     eval_retain: list
     description: dict[str, str]
+    found: Found | None = None
+    copies: Copies | None = None
+    accounting: list[Accounting] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def make_pairs(args: SplitArguments, splits: Splits, seed: int) -> ForgetRetainPairs | ForgetRetainStream:
@@ -39,30 +52,46 @@ def build_splits(args: SplitArguments) -> Splits:
     """The sets that the options name.
 
     Raises:
-        InputError: no or several ways to name the forget set, unknown names, an empty or an overlapping set.
+        InputError: no or several ways to name the forget set, an item that names no picture, an empty or an overlapping set, or
+            exact copies of forget pictures.
     """
-    train = load_source(args.dataset, args.train_split, args.dataset_config, args.streaming)
     image = args.image_column
-    forget_by = forget_selection(args, train)
+    sources, retain_by, accounting = _sources(args)
+    train = sources["dataset"]
+    found = find_request(args, train)
+    asked = found.request
+    copies = look_for_copies(sources, asked, image, args.copies)
+    notes = [*found.notes, *copy_notes(copies, args.copies, args.card_names)]
+    forget_by = asked
+    if copies is not None and args.copies == "forget":
+        rows = {name: copies.rows(name) for name in sources}
+        forget_by = replace(asked, more_rows=rows["dataset"])
+        sources |= {name: select(sources[name], by_rows(sorted(rows[name])), False, image) for name in sources if rows[name]}
     forget = select(train, forget_by, True, image)
     _refuse_empty(forget, "forget", _describe(args))
+    forget_asked = select(train, asked, True, image) if forget_by.more_rows else forget
     if args.retain_dataset:
-        retain_source = load_source(args.retain_dataset, args.train_split, None, args.streaming)
-        retain_by = by_classes(retain_source, args.retain_classes, args.label_column) if args.retain_classes else None
-        retain = undecoded_column(retain_source, image) if retain_by is None else select(retain_source, retain_by, True, image)
-        _refuse_same_pictures(forget, retain, image)
+        retain = sources["retain"]
     elif args.retain_classes:
         retain_by = by_classes(train, args.retain_classes, args.label_column)
-        retain = select(train, retain_by, True, image)
-        _refuse_overlap(forget_by, retain_by, forget, train, image)
+        _refuse_overlap(asked, retain_by, forget_asked, train, image)
+        retain = select(sources["dataset"], retain_by, True, image)
     else:
-        retain_by = None
         retain = select(train, forget_by, False, image)
     eval_pool = retain  # the figures are those of the real retain set, whatever was available
-    retain = _available(args, train, retain, forget_by, retain_by)
+    retain = _available(args, sources, retain, asked, forget_asked, retain_by)
     _refuse_empty(retain, "retain", "it is everything but the forget set" if retain_by is None else "see --retain_classes")
 
-    eval_forget, eval_retain, where = _eval_sets(args, forget_by, retain_by, forget, eval_pool)
+    eval_forget, eval_retain, where = _eval_sets(args, asked, retain_by, forget, eval_pool)
+    left_out: list[str] = []
+    if copies is not None and args.copies != "keep":
+        eval_retain, left_out = drop_copies(eval_retain, copies)
+        if not eval_retain:
+            raise InputError(
+                f"All retain pictures of the split '{args.eval_split}' are copies of forget pictures; choose another."
+            )
+    for note in [*found.notes, *copy_notes(copies, args.copies, True), *left_out]:
+        logger.warning("%s", note)
     return Splits(
         undecoded(forget, image),
         undecoded(retain, image),
@@ -70,17 +99,55 @@ def build_splits(args: SplitArguments) -> Splits:
         eval_retain,
         {
             "dataset": args.dataset,
-            "forget": _describe_request(args, forget_by),
+            "forget": _describe_request(args, found.request),
             "forget_size": str(len(forget)) if hasattr(forget, "__len__") else "streamed",
             "retain": _describe_retain(args),
             "retain_availability": _describe_availability(args),
             "retain_size": str(len(retain)) if hasattr(retain, "__len__") else "streamed",
             "evaluation": where,
         },
+        found,
+        copies,
+        accounting,
+        notes + left_out,
     )
 
 
-def forget_selection(args, train) -> Selection:
+def _sources(args):
+    """{"dataset", where given "retain", "proxy": rows}, the request for a part of the retain dataset, the accountings."""
+    sources, retain_by, accounting = {}, None, []
+    for name, source in {"dataset": args.dataset, "retain": args.retain_dataset, "proxy": args.proxy_dataset}.items():
+        if source:
+            config = args.dataset_config if name == "dataset" else None
+            sources[name], account = load_accounted(source, args.train_split, config, args.streaming)
+            accounting += [account] if account is not None else []
+    if args.retain_dataset:
+        if args.retain_classes:
+            retain_by = by_classes(sources["retain"], args.retain_classes, args.label_column)
+            sources["retain"] = select(sources["retain"], retain_by, True, args.image_column)
+        sources["retain"] = undecoded_column(sources["retain"], args.image_column)
+    for account in accounting:
+        if account.unexpected():
+            logger.warning("%s.", account)
+    return sources, retain_by, accounting
+
+
+def find_request(args: SplitArguments, train) -> Found:
+    """The pictures of the training source that the options ask to be forgotten.
+
+    Raises:
+        InputError: no or several ways to name them, or an item that names no picture.
+    """
+    request = _request(args, train)
+    return find(train, request, args.image_column, whole=not isinstance(train, datasets.IterableDataset))
+
+
+def forget_selection(args: SplitArguments, train) -> Request:
+    """The request alone."""
+    return find_request(args, train).request
+
+
+def _request(args, train) -> Request:
     ways = [
         name
         for name, given in {
@@ -99,35 +166,33 @@ def forget_selection(args, train) -> Selection:
             + ("" if ways else " A run.yaml keeps neither rows nor values unless --card_names true: give them again.")
         )
     if args.forget_classes:
-        return by_classes(train, args.forget_classes, args.label_column)
+        return classes_request(train, args.forget_classes, args.label_column)
     if args.forget_values:
         if not args.forget_column:
             raise InputError("--forget_values needs --forget_column, the column that holds them.")
-        return by_values(train, args.forget_column, args.forget_values)
+        return classes_request(train, args.forget_values, args.forget_column)
     if args.forget_rows:
         return by_rows(args.forget_rows)
-    return by_list(train, args.forget_list, args.forget_column, args.image_column)
+    return list_request(train, args.forget_list, args.forget_column, args.forget_list_column)
 
 
-def _available(args, train, retain, forget_by, retain_by):
+def _available(args, sources, retain, asked, forget_asked, retain_by):
     """The retain pictures that training may use: all, some of each class, proxies, or proxies and some (section 4.3, D.1)."""
-    image, parts = args.image_column, []
+    image, parts, train = args.image_column, [], sources["dataset"]
     if args.retain_per_class is None and not (args.proxy_classes or args.proxy_dataset):
         return retain
     if args.proxy_classes and args.proxy_dataset:
         raise InputError("Give proxies as --proxy_classes or as --proxy_dataset, not both.")
     if args.proxy_classes:
         proxy_by = by_classes(train, args.proxy_classes, args.label_column)
-        _refuse_overlap(forget_by, proxy_by, select(train, forget_by, True, image), train, image)
+        _refuse_overlap(asked, proxy_by, forget_asked, train, image)
         if retain_by is None:
             retain = select(retain, proxy_by, False, image)  # what stands in for the retain set is no part of it
         else:
             _refuse_overlap(retain_by, proxy_by, retain, train, image, "be retained and stand in as a proxy")
         parts.append(select(train, proxy_by, True, image))
     if args.proxy_dataset:
-        proxies = load_source(args.proxy_dataset, args.train_split, None, args.streaming)
-        _refuse_same_pictures(select(train, forget_by, True, image), undecoded_column(proxies, image), image)
-        parts.append(undecoded_column(proxies, image))
+        parts.append(undecoded_column(sources["proxy"], image))
     count = args.retain_per_class
     if count:
         parts.append(select(retain, per_class(retain, count, args.label_column), True, image))
@@ -136,9 +201,9 @@ def _available(args, train, retain, forget_by, retain_by):
     return datasets.concatenate_datasets([part.select_columns([image]) for part in parts])
 
 
-def _eval_sets(args, forget_by, retain_by, forget, retain):
+def _eval_sets(args, asked, retain_by, forget, retain):
     """Rows for the figures: the same classes of the evaluation split where that makes sense, else training pictures."""
-    name, image = args.eval_split, args.image_column
+    name, image, single = args.eval_split, args.image_column, asked.names_pictures
     if name in (None, "none"):
         pools, where = (forget, retain), "pictures that were trained on"
     else:
@@ -148,15 +213,15 @@ def _eval_sets(args, forget_by, retain_by, forget, retain):
             held_retain = undecoded_column(other, image) if retain_by is None else select(other, retain_by, True, image)
         elif retain_by is not None:
             held_retain = select(held_out, retain_by, True, image)
-        elif forget_by.column in (ROW_NUMBER, FILE_NAME):
+        elif single:
             held_retain = undecoded_column(held_out, image)
         else:
-            held_retain = select(held_out, forget_by, False, image)
-        if forget_by.column in (ROW_NUMBER, FILE_NAME):
+            held_retain = select(held_out, asked, False, image)
+        if single:
             # Single pictures were asked to be forgotten: they are what must no longer be completed.
             pools, where = (forget, held_retain), f"forget: the pictures themselves; retain: split '{name}'"
         else:
-            pools, where = (select(held_out, forget_by, True, image), held_retain), f"split '{name}', never trained on here"
+            pools, where = (select(held_out, asked, True, image), held_retain), f"split '{name}', never trained on here"
     rows = [first_rows(undecoded(pool, image), args.eval_samples) for pool in pools]
     for kind, found in zip(("forget", "retain"), rows):
         if not found:
@@ -175,28 +240,18 @@ def _refuse_empty(dataset, name, how):
 
 def _refuse_overlap(forget_by, retain_by, forget, train, image, what="be forgotten and retained"):
     if forget_by.column == retain_by.column:
-        both = sorted(forget_by.values & retain_by.values, key=str)
+        both = sorted(forget_by.values & retain_by.values)
         if both:
-            feature = train.features[retain_by.column]
-            names = [repr(feature.int2str(b) if isinstance(feature, datasets.ClassLabel) else b) for b in both[:3]]
-            raise InputError(f"{', '.join(names)} would {what} at once; take it out of one of the two lists.")
-        return
+            raise InputError(f"{', '.join(map(repr, both[:3]))} would {what} at once; take it out of one of the two lists.")
+        feature = (train.features or {}).get(retain_by.column)
+        if feature is None or feature is class_label(feature) or isinstance(feature, datasets.Value):
+            return  # one value a row
     shared = select(forget, retain_by, True, image)
     if len(shared) if hasattr(shared, "__len__") else next(iter(shared.take(1)), None) is not None:
         raise InputError(
             f"Some pictures would {what} at once: single pictures are named that belong to the classes listed; leave those "
             "classes out, or do not list classes, which takes the rest."
         )
-
-
-def _refuse_same_pictures(forget, retain, image):
-    """The same file bytes in both sets would be pulled two ways. Streams are not searched."""
-    if not hasattr(forget, "__len__") or not hasattr(retain, "__len__"):
-        return
-    ours = {hash(row[image]["bytes"]) for row in forget.select_columns([image]) if row[image]["bytes"]}
-    shared = sum(hash(row[image]["bytes"]) in ours for row in retain.select_columns([image]) if row[image]["bytes"])
-    if shared:
-        raise InputError(f"{shared} pictures of the retain dataset are in the forget set too; take them out of one of the two.")
 
 
 def _describe(args) -> str:
@@ -209,7 +264,7 @@ def _describe(args) -> str:
 
 def _describe_request(args, forget_by) -> str:
     """What was forgotten, for a card: without the names of single pictures or people, unless they are wanted there."""
-    names = sorted(map(str, forget_by.values))
+    names = sorted(forget_by.items if args.forget_list else map(str, forget_by.values))
     if args.forget_classes or (args.card_names and not args.forget_list):
         return _describe(args)
     if args.card_names:
