@@ -23,7 +23,7 @@ WRAPPERS = ("module.", "model.", "_orig_mod.")  # what DDP, Lightning and torch.
 
 
 class _Inert:
-    """Stands for any object in a file that is no tensor, such as the arguments of a training script: it takes all and does nothing."""
+    """Stands for an object in a file that is no tensor, as a training script's arguments: it takes all and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -79,8 +79,8 @@ def _read(path: Path):
     except Exception as error:  # a file that is no checkpoint fails in any way: KeyError, EOFError, UnpicklingError, ...
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()  # without torch's colours
         raise InputError(
-            f"'{path}' cannot be read as a file of tensors ({reason[0][:200] if reason else type(error).__name__}); save its state dict "
-            "alone, by torch.save(model.state_dict(), FILE), with the code that made it."
+            f"'{path}' cannot be read as a file of tensors ({reason[0][:200] if reason else type(error).__name__}); save its "
+            "state dict alone, by torch.save(model.state_dict(), FILE), with the code that made it."
         ) from None
 
 

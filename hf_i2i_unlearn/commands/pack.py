@@ -13,7 +13,11 @@ from ..data.options import SourceArguments
 from ..errors import InputError
 from .cli import parse
 
-ENCODERS = {"png": {"format": "PNG"}, "jpeg": {"format": "JPEG", "quality": 90}, "webp": {"format": "WEBP", "quality": 80}}
+ENCODERS: dict[str, dict] = {
+    "png": {"format": "PNG"},
+    "jpeg": {"format": "JPEG", "quality": 90},
+    "webp": {"format": "WEBP", "quality": 80},
+}
 
 
 @dataclass

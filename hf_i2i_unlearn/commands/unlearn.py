@@ -13,7 +13,7 @@ def main(family: str | None = None) -> None:
     """Parse and run. `family` is a word of `FAMILIES`; None takes that of the original that the command line names."""
     family = family or asked_family()
     options = FAMILIES[family]
-    args, training = parse((options.arguments, options.training), options.arguments.__doc__, demo=options.demo)
+    args, training = parse((options.arguments, options.training), options.arguments.__doc__ or "", demo=options.demo)
 
     from .run import Run, prepare_run, unlearn
 

@@ -106,7 +106,7 @@ class CenterCrop(Corruption):
 
 @dataclass(frozen=True)
 class CenterRatio(Corruption):
-    """Hides a central block of about a share `ratio` of the patches, as square as it can be (the axis of Fig. E.18 and E.19)."""
+    """Hides a central block of about a share `ratio` of the patches, as square as it can be (Fig. E.18 and E.19)."""
 
     ratio: float
 

@@ -1,4 +1,6 @@
-"""What an unlearning method is: a target for the forget pictures, which says the space, and a sign. The paper's are rows of a table.
+"""What an unlearning method is: a target for the forget pictures, which says the space, and a sign.
+
+The paper's are rows of a table.
 
 loss = distance_on_retain + sign * alpha * distance_on_forget, each a mean over its own half of the batch.
 """
@@ -46,13 +48,13 @@ class Method:
         if not isinstance(self.target, (RepresentationTarget, PictureTarget, NoTarget)):
             what = f"the class {self.target.__name__}" if isinstance(self.target, type) else repr(self.target)
             raise InputError(
-                f"The target of the method '{self.name}' must be an object of a subclass of EncodedTarget, RepresentationTarget or "
-                f"PictureTarget, or NoTarget(); got {what}."
+                f"The target of the method '{self.name}' must be an object of a subclass of EncodedTarget, "
+                f"RepresentationTarget or PictureTarget, or NoTarget(); got {what}."
             )
         if self.sign not in (-1, 0, 1) or (self.sign == 0) != isinstance(self.target, NoTarget):
             raise InputError(
-                f"The sign of the method '{self.name}' is 1 (towards its target), -1 (away from it) or, with NoTarget alone, 0; "
-                f"got {self.sign!r} with {type(self.target).__name__}."
+                f"The sign of the method '{self.name}' is 1 (towards its target), -1 (away from it) or, with NoTarget alone, "
+                f"0; got {self.sign!r} with {type(self.target).__name__}."
             )
 
     def __str__(self):

@@ -116,7 +116,8 @@ class MomentMatched(Noise):
     @classmethod
     def fit(cls, batches: Batches) -> "MomentMatched":
         """Channel means and deviations in one pass, summed in float64."""
-        count, total, squares = 0, 0.0, 0.0
+        count, total = 0, torch.zeros((), dtype=torch.float64)  # grows to (C,), as the squares do
+        squares = total
         for pixels in batches():
             channels = pixels.double().movedim(1, 0).flatten(1)  # (C, B*H*W)
             count += channels.shape[1]
@@ -155,10 +156,13 @@ class LowRankNormal(Noise):
         Raises:
             InputError: fewer than two pictures, or a rank that is not between 1 and min(D, pictures - 1).
         """
-        sketch, count, mean, total_variance = None, 0, None, 0.0
+        sketch: torch.Tensor = None  # made with the first batch, whose size it needs
+        mean: torch.Tensor = None  # after the first pass
+        count, total_variance = 0, 0.0
         for number in range(1 + power):
             # One pass: C Q = (sum x (x^T Q) - m mu (mu^T Q)) / (m - 1); the first one gathers mu and the variance too.
-            product, sums, squares, seen = None, 0.0, 0.0, 0
+            product: torch.Tensor = None
+            sums, squares, seen = torch.zeros((), dtype=torch.float64), 0.0, 0
             for pixels in batches():
                 x = pixels.flatten(1).float()  # (B, D)
                 if sketch is None:

@@ -83,7 +83,7 @@ class RepresentationTarget(ForgetTarget):
 
 
 class EncodedTarget(RepresentationTarget):
-    """E0(T(y)) of other pictures y, under the T of the forget pictures whose place they take. Subclasses say which: `pictures`."""
+    """E0(T(y)) of other pictures y, under the T of the forget pictures whose place they take. Subclasses give `pictures`."""
 
     encodes = True
 

@@ -113,6 +113,8 @@ class ViewCollator:
 class ClassifierTrainer(Trainer):
     """Trains any image classifier of transformers; Muon takes the convolutions, as matrices of (out, in * height * width)."""
 
+    optimizer: torch.optim.Optimizer | None
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; True resumes from the last checkpoint that is whole and removes a half-written one."""
         if str(resume_from_checkpoint).lower() == "true":

@@ -18,7 +18,7 @@ class PretrainingConfig(TrainingArguments):
     ema_decay: float = field(
         default=0.0, metadata={"help": "Keep an exponential moving average of the weights, which becomes the result; 0 = none."}
     )
-    output_dir: str | None = field(default="pretrained", metadata={"help": "Folder for checkpoints and the result."})
+    output_dir: str = field(default="pretrained", metadata={"help": "Folder for checkpoints and the result."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of both optimisers."})

@@ -1,6 +1,7 @@
 """Training an original model from nothing: the family's own loss, on the same Trainer, corruptions and data."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ class PretrainingTrainer(I2ITrainer):
             does not take; all before any training starts.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self,
         model: I2IModel,
@@ -41,7 +44,7 @@ class PretrainingTrainer(I2ITrainer):
         corruptions: dict[Corruption, float],
         augment=None,
         on_corrupt: str = "refuse",
-        sample_rows: list = (),
+        sample_rows: Sequence[dict] = (),
         **kwargs,
     ):
         if isinstance(train_dataset, SingleImageStream) and args.max_steps <= 0:
@@ -118,7 +121,7 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
 def _first_readable(dataset, reader: ImageReader, limit: int = 100) -> dict:
     rows = iter(dataset) if isinstance(dataset, SingleImageStream) else (dataset[t] for t in range(len(dataset)))
     for row in itertools.islice(rows, limit):
-        if reader.decode(row["image"]) is not None:
+        if row is not None and reader.decode(row["image"]) is not None:
             return row
     raise InputError(f"None of the first {limit} pictures can be read; check the image column and the files.")
 

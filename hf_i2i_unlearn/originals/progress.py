@@ -1,5 +1,6 @@
 """What a training run shows of itself: completed pictures at every checkpoint, and the curve of its loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ class SampleCallback(TrainerCallback):
         trainer: an `I2ITrainer`. rows: undecoded rows. reader: without augmentation. corruption: T.
     """
 
-    def __init__(self, trainer, rows: list, reader: ImageReader, corruption: Corruption):
+    def __init__(self, trainer, rows: Sequence[dict], reader: ImageReader, corruption: Corruption):
         self.trainer, self.rows, self.reader, self.corruption = trainer, rows, reader, corruption
 
     def on_save(self, args, state, control, **kwargs):

@@ -89,7 +89,7 @@ def against_trivial(results: dict[str, dict], which: str, original: str = "origi
 
     def add(figure, key, value, others):
         gap = {name: GAPS[key](v) for name, v in others.items() if v is not None}
-        best = min(gap, key=gap.get)
+        best = min(gap, key=gap.__getitem__)
         closer = 1 - GAPS[key](value) / gap[best] if gap[best] else float(np.sign(gap[best] - GAPS[key](value)))
         rows.append({"figure": figure, "original": value, "trivial": others[best], "by": best, "closer": closer})
 

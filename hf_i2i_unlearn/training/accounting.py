@@ -1,4 +1,7 @@
-"""What a run can vouch for: whose request its checkpoints serve, how often each picture was trained on, and that it trained at all."""
+"""What a run can vouch for.
+
+Whose request its checkpoints serve, how often each picture was trained on, and that it trained at all.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -66,8 +69,8 @@ class Accounting:
             if name in found and found[name] != self.identity[name]:
                 values = "" if name == "forget" else f" ('{found[name]}', not '{self.identity[name]}')"
                 raise InputError(
-                    f"The checkpoint '{folder}' belongs to another request: its {word} is another one{values}. Go on with the options "
-                    "of that run, or start this one in a new --output_dir."
+                    f"The checkpoint '{folder}' belongs to another request: its {word} is another one{values}. Go on with the "
+                    "options of that run, or start this one in a new --output_dir."
                 )
         self._mine = Counter(found.get("trained", {})) if is_main else Counter()
 
@@ -94,6 +97,6 @@ def refuse_unmoved(before: str, after: str, steps: int, learning_rate: float) ->
     """Raise RunError if training has changed no weight."""
     if before == after:
         raise RunError(
-            f"No weight has moved in {steps} steps, so nothing was unlearned and nothing is saved. Start again with a --learning_rate "
-            f"above {learning_rate:g}."
+            f"No weight has moved in {steps} steps, so nothing was unlearned and nothing is saved. Start again with a "
+            f"--learning_rate above {learning_rate:g}."
         )

@@ -139,7 +139,9 @@ class I2ITrainer(Trainer):
             self._stop(f"The loss of step {step} is not a finite number")
 
     def _refuse_broken_weights(self):
-        shards = (getattr(p, "to_local", lambda: p)() for p in self._trained().values())  # FSDP: those of this process
+        shards = (
+            p.to_local() if isinstance(p, DTensor) else p for p in self._trained().values()
+        )  # FSDP: those of this process
         if not all(shard.isfinite().all() for shard in shards):
             self._stop(f"The weights are not finite numbers after step {self.state.global_step}")
 
@@ -148,8 +150,8 @@ class I2ITrainer(Trainer):
         precision = self.accelerator.mixed_precision
         fp32 = f", or in fp32 (this was {precision})" if precision in ("bf16", "fp16") else ""
         raise RunError(
-            f"{what}, so the run stops and saves nothing more; {last_good(args.output_dir)}. Start again with a --learning_rate below "
-            f"{args.learning_rate:g}{fp32}."
+            f"{what}, so the run stops and saves nothing more; {last_good(args.output_dir)}. Start again with a "
+            f"--learning_rate below {args.learning_rate:g}{fp32}."
         )
 
     def log_terms(self, **terms: torch.Tensor) -> None:
@@ -175,14 +177,14 @@ class I2ITrainer(Trainer):
         return super().get_train_dataloader()
 
     def _init_training_state(self, *args, **kwargs):
-        # Overrides Trainer: a resumed run passes over the batches it has seen by making them; a stream is told to read no picture there.
+        # Overrides Trainer: on resuming it makes the batches it has seen, to pass over them; a stream reads no picture there.
         epochs, batches = super()._init_training_state(*args, **kwargs)
         if isinstance(self.train_dataset, Stream):
             self.train_dataset.start = batches * self.train_dataset.rows_per_batch
         return epochs, batches
 
     def _get_train_sampler(self, train_dataset=None):
-        # Overrides Trainer: its order is the sampler's, and forgotten on resuming; here item t is a function of t and of the seed.
+        # Overrides Trainer: it forgets its order on resuming; here item t is a function of t and of the seed.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, torch.utils.data.IterableDataset):
             return None
@@ -261,6 +263,7 @@ class I2ITrainer(Trainer):
         if self.is_world_process_zero():
             args = self.args
             return push(args.output_dir, args.hub_model_id, args.hub_private_repo, args.hub_revision, args.hub_token)
+        return None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         # Overrides Trainer: it loads with strict=False, and a ViTMAE resumes with its layers at their initial values.
@@ -272,8 +275,8 @@ class I2ITrainer(Trainer):
             file = Path(resume_from_checkpoint) / TRAINING_ONLY_FILE
             if not file.exists():
                 raise InputError(
-                    f"'{resume_from_checkpoint}' has no {TRAINING_ONLY_FILE}, for that run trained without it; resume with that run's "
-                    "options, or start a new run from its model."
+                    f"'{resume_from_checkpoint}' has no {TRAINING_ONLY_FILE}, for that run trained without it; resume with "
+                    "that run's options, or start a new run from its model."
                 )
             self.i2i.training_only.load_state_dict(load_file(file))
         self._load_ema(resume_from_checkpoint)

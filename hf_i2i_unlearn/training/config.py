@@ -47,9 +47,9 @@ class UnlearningConfig(TrainingArguments):
     cache_targets: bool = field(
         default=False,
         metadata={
-            "help": "Compute the targets of retain pictures, E0(T(x_r)), once and keep them on disk for this and later runs (and "
-            "the forget target, if it is fixed). Needs a fixed T, no augmentation, no stream, and MAE or MAGE. At ViT-Base and "
-            "center:8 a picture takes 0.4 MB."
+            "help": "Compute the targets of retain pictures, E0(T(x_r)), once and keep them on disk for this and later runs "
+            "(and the forget target, if it is fixed). Needs a fixed T, no augmentation, no stream, and MAE or MAGE. At "
+            "ViT-Base and center:8 a picture takes 0.4 MB."
         },
     )
     targets_dir: str | None = field(
@@ -84,7 +84,7 @@ class UnlearningConfig(TrainingArguments):
     )
 
     # Changed defaults
-    output_dir: str | None = field(default="unlearned", metadata={"help": "Folder for the result; must be new or empty."})
+    output_dir: str = field(default="unlearned", metadata={"help": "Folder for the result; must be new or empty."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate (App. C.3)."})
     lr_scheduler_type: str = field(
         default="constant", metadata={"help": "Schedule of the learning rate (algorithm 1 has a constant zeta)."}
@@ -146,8 +146,8 @@ def check_options(args: UnlearningConfig, method: Method, distance: Distance) ->
         raise InputError(f"cache_targets keeps E0(T(x_r)), which method '{method}' does not train on; leave it out.")
     if args.retain_bound is not None and not method.trains_encoder_alone:
         raise InputError(
-            f"retain_bound bounds the distance to the original encoder; '{method}' trains on outputs. Use a method in the encoder "
-            "space, such as ours or random_encoder."
+            f"retain_bound bounds the distance to the original encoder; '{method}' trains on outputs. Use a method in the "
+            "encoder space, such as ours or random_encoder."
         )
 
 

@@ -1,5 +1,7 @@
 """The two terms of a method's loss on one batch: what is encoded, by whom, and compared with what."""
 
+from typing import Any
+
 import torch
 
 from ..data.pairs import seeds_for
@@ -45,11 +47,13 @@ class Objective:
         noise_bank: int = 0,
     ):
         check_noise_target(method, distance, noise_target, noise_bank)
-        self.method, self.original, self.distance, self.noise = method, original, distance, noise
+        self.method, self.distance, self.noise = method, distance, noise
+        self.original: Any = original  # None once all that it says is known
+        self.target: Any = method.target  # which methods it has follows from the space
         self.noise_target, self.mean_draws, self.seed = noise_target, mean_draws, seed
         self.noise_bank = noise_bank
         self._fixed: dict[Corruption, torch.Tensor] = {}
-        model = getattr(original, "module", original)
+        model: Any = getattr(original, "module", original)
         if method.shared_target and not noise.any_space and not model.noise_is_a_picture:
             raise InputError(
                 f"The noise '{noise}' is made for pixels, but n of the family '{model.family}' lives in latent space here; use "
@@ -88,7 +92,7 @@ class Objective:
             forget_target = encoded_target
         else:
             with torch.no_grad():
-                forget_target = self.method.target.representation(halves, target, encoded_target, encoded[half:])
+                forget_target = self.target.representation(halves, target, encoded_target, encoded[half:])
             if self.noise_target == "mean":
                 forget_target = forget_target.mean(0, keepdim=True)
         forget_target = forget_target.expand(half, *forget_target.shape[1:])
@@ -105,13 +109,13 @@ class Objective:
 
     @torch.no_grad()
     def _teacher(self, halves: Halves, corruption, known):
-        """What the original encoder says, in one pass: of the retain pictures (B, ...), and of what the target asks for, or None."""
+        """The original encoder, in one pass: of the retain pictures (B, ...), and of what the target asks for, or None."""
         if self.is_fixed(corruption):
             forget_target = self.fix(halves.forget, halves.masks[1][:1], corruption)
             if self.noise_bank:
                 forget_target = forget_target[(halves.noise_seeds % self.noise_bank).tolist()]
             return (self.original(halves.retain, halves.draws[0]) if known is None else known), forget_target
-        inputs = self.method.target.teacher_inputs(halves)
+        inputs = self.target.teacher_inputs(halves)
         if inputs is None:
             return (self.original(halves.retain, halves.draws[0]) if known is None else known), None
         pixels, draw = inputs
@@ -147,12 +151,12 @@ class Objective:
         """E0(T(n)) of `count` draws in chunks, each (up to 64, ...)."""
         for start in range(0, count, 64):
             numbers = range(start, min(start + 64, count))
-            pictures = self.method.target.shared_pictures(self.noise, like, [seeds_for(self.seed, i, 1)[0] for i in numbers])
+            pictures = self.target.shared_pictures(self.noise, like, [seeds_for(self.seed, i, 1)[0] for i in numbers])
             yield self.original(pictures, mask.expand(len(pictures), *mask.shape[1:]))
 
     def _output(self, model, halves: Halves):
         """The family's training loss with x_r for target, and with the method's target on the forget half."""
-        retain, target = halves.retain, self.method.target
+        retain, target = halves.retain, self.target
         if not self.method.sign:
             return model(retain, halves.draws[0]), None, {}
         with torch.no_grad():
@@ -175,6 +179,6 @@ def check_noise_target(method: Method, distance: Distance, noise_target: str, no
         )
     if noise_target == "mean" and not distance.squared:
         raise InputError(
-            f"noise_target 'mean' equals fresh noise in expectation for the squared distance only, not for '{distance}'; use mse, "
-            "or fresh noise."
+            f"noise_target 'mean' equals fresh noise in expectation for the squared distance only, not for '{distance}'; use "
+            "mse, or fresh noise."
         )

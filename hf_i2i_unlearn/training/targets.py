@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -179,7 +180,7 @@ def readable(file: Path) -> bool:
 
 def identity(original: I2IModel):
     """All that E0 depends on: its settings and weights. A fresh adapter, which is off, is no part of it."""
-    model = getattr(original, "_orig_mod", original)
+    model: Any = getattr(original, "_orig_mod", original)
     model = getattr(model, "module", model)
     plain = getattr(model, "patched", model)
     simple = (bool, int, float, str, tuple, type(None))

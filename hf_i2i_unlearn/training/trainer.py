@@ -4,9 +4,10 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl
 
 from ..data.pairs import ForgetRetainPairs
 from ..data.reading import ImageReader, PairCollator
@@ -56,6 +57,8 @@ class UnlearningTrainer(I2ITrainer):
             are to be kept, or pictures that the model does not take; all before any training starts.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         model: I2IModel,
@@ -101,14 +104,14 @@ class UnlearningTrainer(I2ITrainer):
         self.method, self.corruption, self.eval_corruption, self.skipped = method, corruption, eval_corruption, 0
         if self.is_fsdp_enabled and isinstance(original, AdaptersOff):
             original = model.frozen_copy()  # of its own, for what the model shares with its adapters is cut into shards
-        self.original = self.accelerator.prepare_model(original, device_placement=True, evaluation_mode=True)
+        self.original: Any = self.accelerator.prepare_model(original, device_placement=True, evaluation_mode=True)
         self.noise = noise or StandardNormal()
         self.objective = Objective(
             method, self.original, distance, self.noise, args.noise_target, args.mean_draws, args.seed, args.noise_bank
         )
         self._add_control()
         self.accounting: Accounting | None = None  # from the start of training
-        self.evaluator = None
+        self.evaluator: Evaluator | None = None
         if eval_dataset is not None:
             self._add_evaluation(eval_dataset, reader.plain, metrics)
 
@@ -233,7 +236,7 @@ class UnlearningTrainer(I2ITrainer):
         return retain / count, forget / count
 
     def bound_report(self) -> dict | None:
-        """Whether the retain bound holds on the evaluation pictures now: {"bound", "retain_distance", "holds", "multiplier"}."""
+        """Whether the retain bound holds on evaluation pictures now: {"bound", "retain_distance", "holds", "multiplier"}."""
         if not self.bound:
             return None
         retain = self._eval_terms()[0]
@@ -347,9 +350,9 @@ def _refuse_evaluation_options(args):
 
 
 def _first_readable(pairs, reader, limit: int = 100):
-    """The first pair whose pictures can both be read; if pictures are refused and not skipped, the first one that cannot raises."""
+    """The first pair whose pictures can both be read. If pictures are refused, not skipped, the first that cannot raises."""
     stream = iter(pairs) if isinstance(pairs, ForgetRetainStream) else (pairs[t] for t in range(len(pairs)))
     for pair in itertools.islice(stream, limit):
-        if all(reader.decode(pair[name]) is not None for name in ("forget", "retain")):
+        if pair is not None and all(reader.decode(pair[name]) is not None for name in ("forget", "retain")):
             return pair
     raise InputError(f"None of the first {limit} pairs of pictures can be read; check the image column and the files.")
