@@ -245,7 +245,9 @@ def check_shards(files: list[str]) -> dict[str, list[str]]:
                 if ending.rpartition(".")[2].lower() in pictures:
                     endings[ending] += 1
                     example.setdefault(ending, member.name)
-    if endings and max(endings.values()) < samples and any("." in ending for ending in endings):
+    # No column has a picture of every sample, or all pictures are taken for one sample.
+    spread = bool(endings) and (max(endings.values()) < samples or len(endings) > samples)
+    if spread and any("." in ending for ending in endings):
         dotted = next(ending for ending in endings if "." in ending)
         raise InputError(
             f"'{example[dotted]}' in '{Path(files[0]).parent}' has a dot in its name: webdataset takes a name up to its "
