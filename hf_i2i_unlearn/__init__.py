@@ -21,6 +21,7 @@ _PUBLIC = {
     "evaluation.features": ["FeatureNetwork"],
     "evaluation.metrics": ["PSNR", "HoleError", "Metric"],
     "evaluation.tables": ["markdown_table"],
+    "experiments.comparison": ["compare", "comparison_table"],
     "methods.corruptions": [
         "CenterCrop", "CenterRatio", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns",
     ],

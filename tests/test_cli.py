@@ -133,7 +133,7 @@ def test_the_recipes_page_names_every_recipe_and_configuration():
     recipes = [file.name for file in (ROOT / "recipes").glob("*.py")]
     configs = [file.stem for folder in (ROOT / "recipes", root / "demo") for file in folder.glob("configs/*.yaml")]
     assert recipes and configs
-    assert [name for name in [*recipes, *configs, *COMMANDS] if f"`{name}`" not in page and name != "tables_options.py"] == []
+    assert [name for name in [*recipes, *configs, *COMMANDS] if f"`{name}`" not in page] == []
 
 
 def test_a_packaged_configuration_is_known_by_its_name_and_by_its_old_path(tmp_path, monkeypatch):

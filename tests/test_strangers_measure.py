@@ -8,20 +8,27 @@ from torch import nn
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
+    METHODS,
     PSNR,
     AuditOptions,
     CenterCrop,
+    EncodedTarget,
     Evaluator,
     FeatureNetwork,
     HoleError,
     ImageReader,
     InputError,
+    Method,
     Metric,
+    UnlearningConfig,
     audit_model,
+    compare,
+    comparison_table,
     evaluate,
     markdown_table,
     undecoded,
 )
+from hf_i2i_unlearn.reporting.plots import METHOD_STYLES, frontier, method_styles
 
 ROWS = list(undecoded(make_dataset(12)))
 SETS = {"forget": ROWS[:5], "retain": ROWS[5:]}
@@ -194,3 +201,50 @@ def test_an_audit_refuses_before_it_measures(reader, change, words):
         audit_model(Smoother(0.5), Smoother(0.2), SETS, reader, T, **change)
     with pytest.raises(InputError, match="no forget pictures to audit with"):
         audit_model(Smoother(0.5), Smoother(0.2), {"retain": ROWS}, reader, T)
+
+
+class Blurred(EncodedTarget):
+    """E0(T(blur(x_f)))."""
+
+    def pictures(self, halves):
+        return torch.nn.functional.avg_pool2d(halves.forget, 5, stride=1, padding=2)
+
+
+def test_a_comparison_of_objects(tmp_path, processor, capsys):
+    """A stranger's family and method beside ours, with a stranger's metric: in the points, in the table and in the figure."""
+    methods = [METHODS["ours"], Method("blurred", Blurred()), METHODS["control"]]
+    training = UnlearningConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=2)
+    points = compare(
+        lambda: Smoother(0.2), processor, SETS, UNSEEN, T, methods, training,
+        learning_rates=[1e-2], alphas=[0.25, 1.0], measure_at=[2, 4], metrics=[Bright()],
+    )  # fmt: skip
+    runs = list(dict.fromkeys(p["run"] for p in points))
+    assert runs == ["ours-lr0.01-alpha0.25", "ours-lr0.01-alpha1", "blurred-lr0.01-alpha0.25", "blurred-lr0.01-alpha1",
+                    "control-lr0.01-alpha0.25"]  # fmt: skip
+    assert [p["steps"] for p in points] == [2, 4] * 5 and len({p["forget_mse"] for p in points}) == 10
+    original = evaluate(Smoother(0.2), Smoother(0.2), UNSEEN, ImageReader(processor, 3), T, metrics=[Bright()], progress=False)
+    assert points[0]["forget_original_bright"] == pytest.approx(original["forget"]["bright"], rel=1e-5)
+    table = comparison_table(points, 9.0, [Bright()]).splitlines()
+    assert table[2].endswith("| forget MSE | PSNR | retain brighter by | forget brighter by |")
+    assert [line.split(" | ")[0] for line in table[4:]] == ["| original", "| ours", "| blurred", "| control"]
+    assert table[6].endswith(" levels |") and not list(tmp_path.iterdir())
+    before = {f"{s}_{k}": points[0][f"{s}_original_{k}"] for s in UNSEEN for k in ("mse", "psnr")}
+    frontier(points, before, tmp_path / "frontier.png", 0.05)
+    styles = method_styles(["blurred", "ours", "sharp"])
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+    assert styles["ours"] == METHOD_STYLES["ours"] and len(set(styles.values())) == 3
+    assert not {styles["blurred"], styles["sharp"]} & set(METHOD_STYLES.values())
+
+
+@pytest.mark.parametrize(
+    "methods, words",
+    [
+        (["ours"], r"such as METHODS\['ours'\], got 'ours'"),
+        ([METHODS["ours"], Method("ours", Blurred())], r"of different names, .* got \['ours', 'ours'\]"),
+        ([], r"got \[\]"),
+    ],
+)
+def test_a_comparison_refuses_methods_that_cannot_be_told_apart(tmp_path, processor, methods, words):
+    training = UnlearningConfig(str(tmp_path), use_cpu=True, max_steps=2)
+    with pytest.raises(InputError, match=words):
+        compare(lambda: Smoother(0.2), processor, SETS, UNSEEN, T, methods, training)

@@ -1,7 +1,6 @@
 """Choice of points, tables by hand, and the recipe on data made here."""
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,19 +15,23 @@ from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_i2i_unlearn import (
+    METHODS,
     CenterCrop,
     Evaluator,
     ImageReader,
     InputError,
+    StandardNormal,
     UnlearningConfig,
     load_model,
     load_processor,
     undecoded,
 )
+from hf_i2i_unlearn.commands import tables as command
 from hf_i2i_unlearn.data.augmentation import AUGMENTATIONS
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.experiments import tables
-from hf_i2i_unlearn.experiments.comparison import FAILED, Comparison, Setting
+from hf_i2i_unlearn.experiments.runs import FAILED, Comparison, NamedPictures, Setting
+from hf_i2i_unlearn.methods.noise import Uniform
 
 ROOT = Path(__file__).parents[1]
 T = "center:2"
@@ -126,11 +129,12 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
             output_dir=str(tmp_path / folder), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, max_steps=99
         )
         return Comparison(
-            tmp_path / folder, lambda: load_model(checkpoint), load_model(checkpoint).eval(), load_processor(checkpoint), args, training,
-            CenterCrop(2), 4, measure, augment=augment,
+            tmp_path / folder, lambda: load_model(checkpoint), load_model(checkpoint).eval(), load_processor(checkpoint),
+            NamedPictures(args), training, CenterCrop(2), 4, measure, {"normal": StandardNormal(), "uniform": Uniform()}.get,
+            augment=augment,
         )  # fmt: skip
 
-    one, ours = comparison("one"), Setting("ours", 1e-2, 0.5, seed=3)
+    one, ours = comparison("one"), Setting(METHODS["ours"], 1e-2, 0.5, seed=3)
     first = one.run(ours, [2, 4], ["a"])
     assert made == [(ours.name, 2, "a"), (ours.name, 4, "a")] and first[2]["figures"]["a"] != first[4]["figures"]["a"]
     assert one.run(ours, [4], ["a"]) == {4: first[4]} and len(made) == 2
@@ -145,36 +149,31 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
     assert comparison("flipped", AUGMENTATIONS["flip"]).run(ours, [4], ["a"])[4]["figures"] != first[4]["figures"]
 
     def weights(**change):
-        options = {"method": "ours", "learning_rate": 1e-2, "alpha": 0.5, "seed": 3} | change
+        options = {"method": METHODS["ours"], "learning_rate": 1e-2, "alpha": 0.5, "seed": 3} | change
         return one.run(Setting(**options), [4], ["a"])[4]["figures"]["a"]["weights"]
 
     changes = [{}, {"seed": 4}, {"noise": "uniform"}, {"retain_per_class": 1}, {"proxy": True}, {"lora": 2}, {"alpha": 1.0}, {"retain_bound": 0.01},
-               {"method": "control"}]  # fmt: skip
+               {"method": METHODS["control"]}]  # fmt: skip
     assert len({weights(**change) for change in changes}) == len(changes)
-    bounded = one.run(Setting("ours", 1e-2, 0.5, 3, retain_bound=0.01), [4], ["a"])[4]["bound"]
+    bounded = one.run(Setting(METHODS["ours"], 1e-2, 0.5, 3, retain_bound=0.01), [4], ["a"])[4]["bound"]
     assert bounded["bound"] == 0.01 and bounded["retain_distance"] > 0
-    few, proxies = one.splits(Setting("ours", 1, 1, retain_per_class=1)), one.splits(Setting("ours", 1, 1, proxy=True))
-    assert (len(few.retain), len(proxies.retain), len(one.splits().retain)) == (2, 8, 16)
-    assert few.eval_retain == proxies.eval_retain == one.splits().eval_retain and len(few.eval_retain) == 16
+    splits = one.pictures.splits
+    few, proxies = splits(Setting(METHODS["ours"], 1, 1, retain_per_class=1)), splits(Setting(METHODS["ours"], 1, 1, proxy=True))
+    assert (len(few.retain), len(proxies.retain), len(splits().retain)) == (2, 8, 16)
+    assert few.eval_retain == proxies.eval_retain == splits().eval_retain and len(few.eval_retain) == 16
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch, pictures):
-    """The recipe called within this process: argv -> None."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "recipes")])  # last, for it has an evaluate.py
-    spec = importlib.util.spec_from_file_location("tables_recipe", ROOT / "recipes" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    """The command called within this process: argv -> None."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv):
         options = ["--dataset", pictures, "--forget_classes", "cat", "--retain_classes", "ant", "bee", "--corruption", "center:2", "--use_cpu",
                    "--disable_tqdm", "true", "--per_device_train_batch_size", 4, "--features", f"classifier:{tmp_path}/network"]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, [*options, *argv])])
-        module.main()
+        command.main()
 
-    call.module = module
     return call
 
 
@@ -201,7 +200,7 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
 
     # The choice, and the figures of the page, from what the runs have shown.
     def shown(name, step):
-        return json.loads((folder / "runs" / f"{name}.json").read_text())["points"][str(step)]["figures"][T]
+        return json.loads((folder / "runs" / f"{name}.json").read_text())["result"][str(step)]["figures"][T]
 
     candidates = {
         (alpha, step): shown(f"ours-lr0.01-alpha{alpha}-seed0", step)["forget select"]["fid hole 0"]
@@ -281,7 +280,7 @@ def test_a_run_that_breaks_is_marked_and_not_repeated(tmp_path, checkpoint, reci
     assert (
         "[tuning 2/2] max_loss-lr1e+38-alpha0.25-seed0" in out and "| max_loss" in (tmp_path / "out" / "results.md").read_text()
     )
-    points = json.loads((tmp_path / "out" / "runs" / "max_loss-lr1e+38-alpha0.25-seed0.json").read_text())["points"]
+    points = json.loads((tmp_path / "out" / "runs" / "max_loss-lr1e+38-alpha0.25-seed0.json").read_text())["result"]
     assert points["3"]["failed"] == FAILED and points["3"]["figures"] == {}
     recipe(*argv)
     assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
@@ -329,7 +328,7 @@ def test_refuses(checkpoint, recipe, argv, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_proxies_are_in_no_figure(recipe):
+def test_proxies_are_in_no_figure():
     """Without --retain_classes everything else is retained, proxies too."""
     with pytest.raises(InputError, match="Name the --retain_classes when there are proxies"):
-        recipe.module.check(recipe.module.Arguments(forget_classes=["cat"], proxy_classes=["dog"]))
+        command.check(command.Arguments(forget_classes=["cat"], proxy_classes=["dog"]))

@@ -79,6 +79,17 @@ def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tenso
     return makers[word]()
 
 
+def noise_maker(forget, reader, rank: int, seed: int):
+    """word -> the noise, fitted to the forget set, undecoded rows that `reader` reads."""
+
+    def make(word: str) -> Noise:
+        from ..data.reading import pixel_batches
+
+        return make_noise(word, lambda: pixel_batches(forget, reader), *reader.black_and_white(), rank, seed)
+
+    return make
+
+
 def find_method(word: str, variant: str = "paper") -> Method:
     """'ours' -> the method; with the variant "reference" the released code's, where that departs from the paper.
 

@@ -1,248 +1,169 @@
-"""Unlearning runs from one original under one budget, measured on the way. What a run has shown is kept, and not made again."""
+"""Methods compared from one original: what each forgets at a matched cost on the retain set, and not at one lucky point."""
 
-import json
-import time
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 
-from transformers import TrainerCallback, set_seed
-
-from ..commands.words import find_method, make_noise
-from ..data.options import SplitArguments
-from ..data.reading import ImageReader, pixel_batches
-from ..data.splits import build_splits, make_pairs
-from ..errors import InputError, RunError
-from ..evaluation.features import hash_weights
+from ..errors import InputError
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.features import FeatureNetwork
+from ..evaluation.metrics import Metric
+from ..evaluation.tables import title_of_metric
+from ..markdown import table
 from ..methods.corruptions import Corruption
 from ..methods.distances import MSE, Distance
+from ..methods.method import Method
+from ..methods.noise import Noise, StandardNormal
 from ..models.base import I2IModel
-from ..models.patches import add_patch
-from ..reporting.run_folder import write_json
 from ..training.config import UnlearningConfig
-from ..training.trainer import UnlearningTrainer
-
-FAILED = "weights or completions that are no finite numbers"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What one run differs in from the others. seed: None for that of the options. lora: the rank of its adapters, 0 for none.
-
-    retain_per_class, proxy: which retain pictures it may train on; `proxy` takes the proxies that the options name.
-    """
-
-    method: str
-    learning_rate: float
-    alpha: float
-    seed: int | None = None
-    noise: str = "normal"
-    retain_per_class: int | None = None
-    proxy: bool = False
-    lora: int = 0
-    retain_bound: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Its file."""
-        parts = [self.method, f"lr{self.learning_rate:g}"]
-        parts.append(f"alpha{self.alpha:g}" if self.retain_bound is None else f"bound{self.retain_bound:g}")
-        parts += [] if self.noise == "normal" else [self.noise]
-        parts += [] if self.retain_per_class is None else [f"retain{self.retain_per_class}"]
-        parts += (["proxy"] if self.proxy else []) + ([f"lora{self.lora}"] if self.lora else [])
-        return "-".join(parts + ([] if self.seed is None else [f"seed{self.seed}"]))
+from .runs import FAILED, Comparison, Pictures, Setting
+from .tables import best_within, flat_figures
 
 
-class Comparison:
-    """Makes runs and keeps what was measured, one file a run in `folder`/runs.
+def compare(
+    load: Callable[[], I2IModel],
+    processor,
+    train: dict,
+    rows: dict[str, list],
+    corruption: Corruption,
+    methods: list[Method],
+    training: UnlearningConfig,
+    *,
+    learning_rates: tuple[float, ...] | None = None,
+    alphas: tuple[float, ...] | None = None,
+    measure_at: tuple[int, ...] | None = None,
+    original: I2IModel | None = None,
+    eval_corruption: Corruption | None = None,
+    distance: Distance = MSE,
+    noise: Noise | None = None,
+    metrics: tuple[Metric, ...] = (),
+    features: list[FeatureNetwork] = (),
+    augment: Callable | None = None,
+    on_corrupt: str = "refuse",
+) -> list[dict]:
+    """Every method at every learning rate and alpha, measured on the way. `comparison_table` prints the best points.
 
     Args:
-        folder: see above. load: a fresh original at every call. original: one that stays as it is. processor: its image processor.
-        args: the pictures. Limits to the retain pictures and proxies apply to the settings that ask for them.
-        training: options of all runs; steps, method, learning rate, alpha and seed are those of the setting.
-        corruption: T in training. max_steps: length of the schedule; a run ends at the last step that is asked for.
-        measure: (model, setting, step, what) -> figures, any JSON.
-        noise_rank: of the noise `low_rank`. augment (in training), on_corrupt: see `ImageReader`.
+        load: gives a fresh original at every call. processor: its image processor.
+        train: {"forget": dataset, "retain": dataset} of undecoded rows. rows: {"forget": rows, "retain": rows} to evaluate on.
+        corruption: T in training. eval_corruption: T in evaluation; the same, or its first one, if None.
+        methods: those of `METHODS`, or your own. training: options of all runs.
+        learning_rates, alphas: tried for each method; those of `training` if None. measure_at: steps; the last ends the run
+            [training.max_steps]. original: one that stays as it is, if there is one already.
+        distance, noise, augment, on_corrupt: as in `UnlearningTrainer`. metrics, features: what is measured besides.
+
+    Returns:
+        A point per run and step, {"method": name, "learning_rate", "alpha", "run", "steps", "seconds", "retain_mse",
+        "retain_original_mse", ..., "forget_NAME", ...}. Runs whose weights are no finite numbers have none.
 
     Raises:
-        InputError: an average of weights is asked for, which exists only at the end of a run.
+        InputError: two methods of one name, no method or step, or every run has failed.
     """
-
-    def __init__(
-        self,
-        folder,
-        load: Callable[[], I2IModel],
-        original: I2IModel,
-        processor,
-        args: SplitArguments,
-        training: UnlearningConfig,
-        corruption: Corruption,
-        max_steps: int,
-        measure: Callable,
-        noise_rank: int = 64,
-        on_corrupt: str = "refuse",
-        augment: Callable | None = None,
-        variant: str = "paper",
-        distance: Distance = MSE,
-    ):
-        if training.ema_decay:
-            raise InputError(
-                "ema_decay averages the weights at the end of a run, but runs are measured on the way; leave it at 0."
-            )
-        self.folder, self.load, self.original, self.processor = Path(folder), load, original, processor
-        self.args, self.training, self.corruption, self.max_steps, self.measure = args, training, corruption, max_steps, measure
-        self.noise_rank, self.on_corrupt, self.augment = noise_rank, on_corrupt, augment
-        self.variant, self.distance = variant, distance
-        self.key = hash_weights(original)
-        self.reader = ImageReader(processor, original.channels, None, on_corrupt)
-        self._splits, self._noises = {}, {}
-
-    def splits(self, setting: Setting | None = None):
-        """The sets of a setting; without one those with all retain pictures, whose evaluation pictures all runs share."""
-        count, proxy = (None, False) if setting is None else (setting.retain_per_class, setting.proxy)
-        if (count, proxy) not in self._splits:
-            names = {} if proxy else {"proxy_classes": None, "proxy_dataset": None}
-            self._splits[count, proxy] = build_splits(replace(self.args, retain_per_class=count, **names))
-        return self._splits[count, proxy]
-
-    def noise(self, word: str):
-        """The noise n that a word names, fitted once."""
-        if word not in self._noises:
-            forget, ends = self.splits().forget, self.reader.black_and_white()
-            seed = self.training.seed
-            self._noises[word] = make_noise(word, lambda: pixel_batches(forget, self.reader), *ends, self.noise_rank, seed)
-        return self._noises[word]
-
-    def missing(self, setting: Setting, steps, whats) -> dict[int, list[str]]:
-        """{step: what is not measured there yet}."""
-        known = self.known(setting)
-        found = {}
-        for step in steps:
-            point = known.get(str(step), {"figures": {}})
-            found[step] = [w for w in whats if w not in point["figures"] and "failed" not in point]
-        return {step: left for step, left in found.items() if left}
-
-    def known(self, setting: Setting) -> dict:
-        """What the file of a setting holds: {step: {"seconds", "figures": {what: figures}}}."""
-        file = self.file(setting)
-        content = json.loads(file.read_text()) if file.exists() else {}
-        return content["points"] if content.get("original_sha256") == self.key else {}
-
-    def file(self, setting: Setting) -> Path:
-        return self.folder / "runs" / f"{setting.name}.json"
-
-    def run(self, setting: Setting, steps: list[int], whats: list[str], label: str = "", save: Path | None = None) -> dict:
-        """What a run shows at these steps; it is made if any of it is not known.
-
-        Args:
-            whats: names that `measure` understands, such as T's. label: printed before a run. save: a folder for the weights at the
-                last of the steps; the run is made if it does not exist.
-
-        Returns:
-            {step: {"seconds", "figures": {what: figures}}}, and at the last step of a run with a retain bound "bound". Once weights or
-            completions are no finite numbers, there is "failed" and no figures.
-        """
-        missing = self.missing(setting, steps, whats)
-        if save is not None and not Path(save).exists() and "failed" not in self.known(setting).get(str(max(steps)), {}):
-            missing.setdefault(max(steps), [])
-        if missing:
-            print(f"{label}{setting.name}", flush=True)
-            points = self.known(setting)
-            for step, point in self._train(setting, missing, save).items():
-                old = points.setdefault(str(step), {"seconds": point["seconds"], "figures": {}})
-                old["figures"] |= point["figures"]
-                old |= {key: point[key] for key in ("bound", "failed") if key in point}
-            write_json(self.file(setting), {"original_sha256": self.key, "points": points})
-        points = self.known(setting)
-        return {step: points[str(step)] for step in steps}
-
-    def _train(self, setting, missing, save):
-        seed = self.training.seed if setting.seed is None else setting.seed
-        set_seed(seed)
-        model = self.load()
-        if setting.lora:
-            add_patch(model, "the original", setting.lora)
-        splits, method = self.splits(setting), find_method(setting.method, self.variant)
-        callback = _Measure(model, missing, lambda step, what: self.measure(model, setting, step, what))
-        options = self.training.to_dict() | {
-            "learning_rate": setting.learning_rate,
-            "alpha": setting.alpha,
-            "seed": seed,
-            "max_steps": self.max_steps,
-            "retain_bound": setting.retain_bound,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "logging_strategy": "no",
-            "output_dir": str(self.folder / "runs"),
-            "noise_target": self.training.noise_target if method.shared_target else "fresh",
-            "noise_bank": self.training.noise_bank if method.shared_target else 0,
-            "cache_targets": self.training.cache_targets and method.trains_encoder_alone,
-        }
-        pairs = make_pairs(self.args, splits, seed)
-        held = {"forget": self.splits().eval_forget, "retain": self.splits().eval_retain}
-        trainer = UnlearningTrainer(
-            model,
-            UnlearningConfig(**options),
-            pairs,
-            self.processor,
-            self.corruption,
-            eval_dataset=held if setting.retain_bound else None,  # a report on the bound needs them
-            noise=self.noise(setting.noise),
-            original=self.original,
-            augment=self.augment,
-            on_corrupt=self.on_corrupt,
-            callbacks=[callback],
-            method=method,
-            distance=self.distance,
+    _refuse_methods(methods)
+    steps = sorted(measure_at or [training.max_steps])
+    if not steps or steps[0] < 1:
+        raise InputError(
+            f"measure_at is the steps at which to measure, 1 or more each; got {measure_at or training.max_steps}."
         )
-        try:
-            trainer.train()
-        except RunError:
-            if is_finite(model):
-                raise  # no fault of the setting
-        for step in missing:  # those that it did not get to
-            callback.points.setdefault(step, {"seconds": round(callback.seconds, 1), "figures": {}, "failed": FAILED})
-        if "failed" in callback.points[max(missing)]:
-            return callback.points
-        if setting.retain_bound:
-            callback.points[max(missing)]["bound"] = trainer.bound_report()
-        if save is not None:
-            (model.patch or model).save_pretrained(save)
-            self.processor.save_pretrained(save)
-        return callback.points
+    original = (original or load()).eval().requires_grad_(False).to(training.device)
+    where = eval_corruption or corruption.at(0)
+    where.check(original.grid)
+    runs = Comparison(
+        None, load, original, processor, Pictures(train, rows), training, corruption, steps[-1],
+        lambda model, setting, step, what: flat_sets(evaluator(model, progress=False)),
+        lambda label: noise or StandardNormal(), distance, on_corrupt, augment,
+    )  # fmt: skip
+    evaluator = Evaluator(
+        original, rows, runs.reader, where, seed=training.seed, keep_original=True, metrics=metrics, features=features
+    )
+    rates, weights = learning_rates or [training.learning_rate], alphas or [training.alpha]
+    return gather(runs, plan_of(methods, rates, weights), steps)
 
 
-class _Measure(TrainerCallback):
-    """Measures the model at the wanted steps, and ends the run at the last; the time that measuring takes is not counted."""
-
-    def __init__(self, model, wanted: dict[int, list[str]], measure):
-        self.model, self.wanted, self.measure, self.seconds, self.points = model, wanted, measure, 0.0, {}
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self.started
-        step = state.global_step
-        try:
-            if step in self.wanted and is_finite(self.model):
-                figures = {what: self.measure(step, what) for what in self.wanted[step]}
-                self.points[step] = {"seconds": round(self.seconds, 1), "figures": figures}
-        except RunError:  # weights so large that their completions are no numbers
-            control.should_training_stop = True
-        if step >= max(self.wanted):
-            control.should_training_stop = True
+def _refuse_methods(methods):
+    """Raise InputError unless these are `Method` objects of different names."""
+    for method in methods:
+        if not isinstance(method, Method):
+            raise InputError(f"methods are Method objects, such as METHODS['ours'], got {method!r}.")
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"methods are one or more of different names, which tell their points apart; got {names}.")
 
 
-def is_finite(model) -> bool:
-    """Whether all weights are finite numbers."""
-    return all(bool(p.isfinite().all()) for p in model.parameters())
+def flat_sets(result: dict[str, dict]) -> dict[str, float]:
+    """A result of `Evaluator` as one row: {"retain_mse", ..., "forget_drift"}."""
+    return {f"{name}_{key}": value for name, split in result.items() for key, value in flat_figures(split).items()}
 
 
-def best_within(points: list[dict], cost: Callable, gain: Callable, limit: float) -> dict | None:
-    """The point that forgets most among those whose cost on the retain set is within the limit; None if there is none.
+def plan_of(methods: list[Method], learning_rates, alphas, **limits) -> list[Setting]:
+    """All settings; alpha has no meaning for a method without a forget term. limits: other fields of `Setting`."""
+    return [
+        Setting(method, rate, alpha, **limits)
+        for method, rate, alpha in itertools.product(methods, learning_rates, alphas)
+        if method.sign or alpha == alphas[0]
+    ]
+
+
+def gather(runs: Comparison, plan: list[Setting], steps: list[int]) -> list[dict]:
+    """Make the runs of a plan, and list what they show; see `compare`.
+
+    Raises:
+        InputError: every run has failed.
+    """
+    points = []
+    for number, setting in enumerate(plan, 1):
+        found = runs.run(setting, steps, ["figures"], f"[{number}/{len(plan)}] ")
+        base = {"method": setting.method.name, "learning_rate": setting.learning_rate, "alpha": setting.alpha}
+        points += [
+            base | {"run": setting.name, "steps": step, "seconds": point["seconds"]} | point["figures"]["figures"]
+            for step, point in found.items()
+            if "failed" not in point
+        ]
+    if not points:
+        raise InputError(f"Every run has failed: {FAILED}; give smaller learning rates.")
+    return points
+
+
+def best_points(points: list[dict], tolerance: float, methods: list[str] | None = None) -> dict[str, dict | None]:
+    """{method: the point that forgets most of those whose retain error rose by at most this share}, None where there is none.
 
     Args:
-        points: of one method. cost, gain: numbers of a point.
+        points: see `compare`. methods: names, in the order wanted; those of the points if None.
     """
-    return max((p for p in points if cost(p) <= limit), key=gain, default=None)
+    limit = points[0]["retain_original_mse"] * (1 + tolerance)
+    return {
+        name: best_within(
+            [p for p in points if p["method"] == name], lambda p: p["retain_mse"], lambda p: p["forget_mse"], limit
+        )
+        for name in methods or dict.fromkeys(p["method"] for p in points)
+    }
+
+
+def comparison_table(
+    points: list[dict], tolerance: float = 0.05, metrics: tuple[Metric, ...] = (), methods: list[str] | None = None
+) -> str:
+    """The best point of each method within a tolerated rise of the retain error, as Markdown.
+
+    Args:
+        points: see `compare`. metrics: those that were added: a pair of columns each. methods: see `best_points`.
+    """
+    first, known = points[0], {metric.name: metric for metric in metrics}
+    head = ["method", "lr", "alpha", "steps", "s", "retain MSE", "PSNR", "drift", "forget MSE", "PSNR"]
+    for name in known:
+        head += [f"{which} {title_of_metric(name, known)}" for which in ("retain", "forget")]
+
+    def cells(point, prefix=""):
+        retain, forget = (
+            [f"{point[f'{which}_{prefix}mse']:.3f}", f"{point[f'{which}_{prefix}psnr']:.1f}"] for which in ("retain", "forget")
+        )
+        drift = "0" if prefix else f"{point['retain_drift']:.3f}"
+        more = [m.text(point[f"{which}_{prefix}{m.name}"]) for m in metrics for which in ("retain", "forget")]
+        return [*retain, drift, *forget, *more]
+
+    rows = [["original", "", "", "", "", *cells(first, "original_")]]
+    for name, p in best_points(points, tolerance, methods).items():
+        if p is None:
+            rows.append([name, "no point within the tolerance", *[""] * (len(head) - 2)])
+            continue
+        how = [name, f"{p['learning_rate']:g}", f"{p['alpha']:g}", p["steps"], f"{p['seconds']:.0f}"]
+        rows.append([*how, *cells(p)])
+    return f"Best point of each method whose retain error rose by at most {tolerance:.0%}:\n\n{table(head, rows)}"

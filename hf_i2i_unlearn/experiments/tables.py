@@ -1,14 +1,15 @@
-"""The paper's tables from what runs have shown (`comparison`): figures by name, the choice of a point, means over seeds, Markdown.
+"""The paper's tables from what runs have shown (`runs`): figures by name, the choice of a point, means over seeds, Markdown.
 
-A point is {"seconds", "figures": {T: {"retain select": figures, "retain report": ..., "forget select": ..., "forget report": ...}}}
-with the figures of `flat_figures`. Points are chosen by the half "select" of the evaluation pictures and reported on the other.
+A point is {"seconds", "figures": {T: {"retain select": figures, "retain report": ..., "forget select": ..., ...}}} with the
+figures of `flat_figures`. Points are chosen by the half "select" of the evaluation pictures and reported on the other.
 """
 
 import statistics
+from collections.abc import Callable
 
 from ..evaluation.scores import SCORES
 from ..evaluation.tables import title_of
-from .comparison import best_within
+from ..markdown import table as markdown
 
 HALVES = ("select", "report")
 
@@ -39,7 +40,10 @@ def flat_figures(result: dict) -> dict[str, float]:
 
 
 def figure(point: dict, what: str, which: str, key: str, half: str = "report", kind: str = "") -> float | None:
-    """One number of a point: of the T `what` and the set `which`; kind "original_" for the original's, "blank_" for a blank hole's."""
+    """One number of a point, of the T `what` and the set `which`.
+
+    kind: "original_" for that of the original, "blank_" for that of a blank hole.
+    """
     return point["figures"][what][f"{which} {half}"].get(kind + key)
 
 
@@ -48,8 +52,18 @@ def ratio(point: dict, what: str, which: str, key: str, half: str = "report") ->
     return figure(point, what, which, key, half) / figure(point, what, which, key, half, "original_")
 
 
+def best_within(points: list[dict], cost: Callable, gain: Callable, limit: float) -> dict | None:
+    """The point that forgets most among those whose cost on the retain set is within the limit; None if there is none.
+
+    Args:
+        points: of one method. cost, gain: numbers of a point.
+    """
+    return max((p for p in points if cost(p) <= limit), key=gain, default=None)
+
+
 def choose(points: list[dict], what: str, key: str, bound: float) -> tuple[dict, bool]:
-    """The point that forgets most (highest `key` on forget) among those whose `key` on retain is at most `bound` times the original's.
+    """The point that forgets most (highest `key` on forget) of those whose `key` on retain is at most `bound` times the
+    original's.
 
     Only the half "select" is looked at.
 
@@ -81,21 +95,25 @@ def table(rows: dict[str, list[dict]], what: str, place: str, networks: list[dic
     Original and blank hole stand first. What is named in `RATIOS` is followed by its multiple of the original's.
 
     Args:
-        rows: {label: points, one per seed}. what: a T. place: "" for errors, "hole 0" for what network 0 sees of the hole alone.
+        rows: {label: points, one per seed}. what: a T.
+        place: "" for errors, "hole 0" for what network 0 sees of the hole alone.
         networks: how they describe themselves (`FeatureNetwork.describe`). first: head of the first column.
     """
     point = next(iter(rows.values()))[0]
     keys = columns_of(point, what, place)
-    heads = [f"{head(key, networks)} {mark}" for key in keys for mark in ("R", "F")]
-    lines = [f"| {first} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = []
     for label, kind in {"original": "original_", "blank hole": "blank_"}.items():
         values = [figure(point, what, which, key, kind=kind) for key in keys for which in ("retain", "forget")]
         if label == "original" or any(v is not None for v in values):
-            lines.append(f"| {label} | {' | '.join('' if v is None else number(v) for v in values)} |")
+            lines.append([label, *("" if v is None else number(v) for v in values)])
     for label, points in rows.items():
         cells = [cell(points, what, which, key) for key in keys for which in ("retain", "forget")]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([label, *cells])
+    return markdown(_heads(first, keys, networks), lines)
+
+
+def _heads(first, keys, networks):
+    return [first, *(f"{head(key, networks)} {mark}" for key in keys for mark in ("R", "F"))]
 
 
 def head(key: str, networks: list[dict]) -> str:
@@ -144,16 +162,15 @@ def table_over(point: dict, whats: dict[str, str], place: str, networks: list[di
         point: of one model. whats: {label: T}. place, networks, first: as in `table`.
     """
     keys = columns_of(point, next(iter(whats.values())), place)
-    heads = [f"{head(key, networks)} {mark}" for key in keys for mark in ("R", "F")]
-    lines = [f"| {first} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = []
     for label, what in whats.items():
         cells = []
         for key in keys:
             for which in ("retain", "forget"):
                 before, after = figure(point, what, which, key, kind="original_"), figure(point, what, which, key)
                 cells.append(number(after) if before is None else f"{number(before)} -> {number(after)}")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([label, *cells])
+    return markdown(_heads(first, keys, networks), lines)
 
 
 def point_rows(run: str, points: dict) -> list[dict]:

@@ -61,6 +61,16 @@ METHOD_STYLES = {
     "control": ("#555555", "x"),
     "ours, bounded": ("#000000", "P"),
 }
+# For methods that are not in the paper, in the order in which they come: no pair of the above, and none twice for a while.
+MORE_COLOURS = ("#8A2BE2", "#A0522D", "#708090", "#C71585", "#2F4F4F")
+MORE_MARKERS = ("*", "h", "<", ">", "p", "X", "d")
+
+
+def method_styles(names) -> dict[str, tuple[str, str]]:
+    """{method: (colour, marker)} of these methods, those of `METHOD_STYLES` first."""
+    known = {name: style for name, style in METHOD_STYLES.items() if name in names}
+    others = [name for name in dict.fromkeys(names) if name not in METHOD_STYLES]
+    return known | dict(zip(others, zip(itertools.cycle(MORE_COLOURS), itertools.cycle(MORE_MARKERS))))
 
 
 def frontier(points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole MSE") -> None:
@@ -81,10 +91,8 @@ def frontier(points: list[dict], original: dict, path, tolerance: float, figure:
     gains = [p[f"forget_{figure}"] / original[f"forget_{figure}"] for p in points]
     panels, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
     for axis, xs in zip(axes, (costs, drifts)):
-        for name, (colour, marker) in METHOD_STYLES.items():
+        for name, (colour, marker) in method_styles([p["method"] for p in points]).items():
             mine = sorted((x, y) for p, x, y in zip(points, xs, gains) if p["method"] == name)
-            if not mine:
-                continue
             best = [(x, y) for x, y in mine if all(y >= other for other_x, other in mine if other_x <= x)]
             axis.scatter(*zip(*mine), color=colour, marker=marker, alpha=0.3, s=22)
             axis.plot(*zip(*best), color=colour, marker=marker, label=name, linewidth=1.6, markersize=6)
