@@ -34,21 +34,9 @@ FREE = {"commands", "__main__", "__init__"}  # know everything
 OLD_DOORS = {"conversion", "conversion_mage", "loading"}  # names of before, which cards have: each only passes on to a command
 
 NOT_YET: dict[str, set[str]] = {
-    "rooms": {
-        "audit.options imports commands.words",
-        "audit.run imports commands.words",
-        "audit.run imports models.auto",
-        "audit.run imports models.patches",
-        "experiments.comparison imports commands.words",
-    },
     "public": {"more than 50 names"},
-    "recipes": {
-        f"recipes/{name}.py"
-        for name in ("audit", "compare", "evaluate", "evaluate_original", "report", "tables", "tables_options", "unet_levels")
-    },
-    "long recipes": {
-        f"recipes/{name}.py" for name in ("compare", "evaluate", "evaluate_original", "tables", "tables_options", "unet_levels")
-    },
+    "recipes": {f"recipes/{name}.py" for name in ("evaluate", "evaluate_original", "unet_levels")},
+    "long recipes": {f"recipes/{name}.py" for name in ("evaluate", "evaluate_original", "unet_levels")},
 }
 
 
