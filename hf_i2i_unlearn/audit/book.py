@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..storage import differences, read_json, write_json
@@ -20,7 +21,7 @@ class Book:
 
     def __init__(self, file: Path | None, options: dict):
         self.file, options = file, json.loads(json.dumps(options))
-        self.content = {"options": options, "sets": {}, "parts": {}}
+        self.content: dict[str, Any] = {"options": options, "sets": {}, "parts": {}}
         old = read_json(file) if file else {}
         if old:
             changed = differences(old["options"], options)

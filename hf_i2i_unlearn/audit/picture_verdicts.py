@@ -1,11 +1,12 @@
 """A verdict per picture: can it still be completed?
 
-Pictures differ in difficulty: anybody completes a clear sky. So the error of a completion is taken in units of the picture's own
-blank-fill error (the mean colour of its visible part), and compared with the original model's errors on pictures that it never
-saw, in the same units and under the same mask.
+Pictures differ in difficulty: anybody completes a clear sky. So the error of a completion is taken in units of the picture's
+own blank-fill error (the mean colour of its visible part), and compared with the original model's errors on pictures that it
+never saw, in the same units and under the same mask.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +51,11 @@ class Bounds:
         """errors: (N,). Raises InputError for fewer than `FEWEST`."""
         if len(errors) < FEWEST:
             raise InputError(
-                f"{len(errors)} unseen pictures are too few to tell a forgotten picture from a hard one; give {FEWEST} or more (an "
-                "evaluation split, or --unseen_dataset)."
+                f"{len(errors)} unseen pictures are too few to tell a forgotten picture from a hard one; give {FEWEST} or more "
+                "(an evaluation split, or --unseen_dataset)."
             )
-        return cls(*np.percentile(errors, [5, 50, 95]).tolist(), len(errors))
+        low, median, high = np.percentile(errors, [5, 50, 95]).tolist()
+        return cls(low, median, high, len(errors))
 
     def grade(self, before: float, after: float) -> str:
         """The grade of a picture by its relative errors before and after."""
@@ -101,11 +103,13 @@ class Judge:
         """The verdicts, as plain data.
 
         Args:
-            model: the unlearned model. forget, unseen: undecoded rows: those to be forgotten, and some that the original never saw.
+            model: the unlearned model.
+            forget, unseen: undecoded rows: those to be forgotten, and some that the original never saw.
 
         Returns:
             {"masks": {T: {"trained", "unseen": {"low", "median", "high", "count"}}},
-            "pictures": [{"sha256", "grade": the worst under a trained mask, "memorised", "masks": {T: {"before", "after", "grade"}}}],
+            "pictures": [{"sha256", "grade": the worst under a trained mask, "memorised",
+            "masks": {T: {"before", "after", "grade"}}}],
             "unreadable": hashes, "grades": {grade: count}, "honoured", "honoured_other_masks", "memorised": {"count", "of",
             "share", "low", "high"} with Wilson's 95% interval}. Errors are in units of the picture's blank-fill error.
 
@@ -131,7 +135,10 @@ class Judge:
 
     @torch.no_grad()
     def _errors(self, models, rows, masks, title):
-        """(rows that can be read, {T: {"blank" or a model: (N,) relative errors}}, the other rows); "blank" in normalised units."""
+        """(rows that can be read, {T: {"blank" or a model: (N,) relative errors}}, the other rows).
+
+        The errors of "blank" are in normalised units.
+        """
         found: dict[str, dict[str, list]] = {str(t): {name: [] for name in ("blank", *models)} for t in masks}
         kept, unreadable = [], []
         device, modes = next(self.original.parameters()).device, [(m, m.training) for m in models.values()]
@@ -139,7 +146,7 @@ class Judge:
             model.eval()
         for start in tqdm(range(0, len(rows), self.batch_size), f"verdicts: {title}", leave=False, disable=not self.progress):
             numbered = list(enumerate(rows))[start : start + self.batch_size]
-            pictures = [(i, row, self.reader.decode(row)) for i, row in numbered]
+            pictures: list[Any] = [(i, row, self.reader.decode(row)) for i, row in numbered]
             unreadable += [row for _, row, picture in pictures if picture is None]
             pictures = [item for item in pictures if item[2] is not None]
             if not pictures:
@@ -176,7 +183,10 @@ def _cell(bounds: Bounds, errors: dict[str, float]) -> dict:
 
 
 def summary(cells: dict[str, dict], trained: list[str], bounds: dict[str, Bounds]) -> dict:
-    """{"grade": the worst under a trained mask, "memorised": whether the original knew it better than 95 of 100 unseen pictures}."""
+    """{"grade": the worst under a trained mask, "memorised"}.
+
+    Memorised: the original knew it better than 95 of 100 unseen pictures.
+    """
     grades = [cells[t]["grade"] for t in trained if cells[t]["grade"] != NOTHING]
     order = list(GRADES)
     known = any(cells[t]["before"] < bounds[t].low for t in trained if cells[t]["grade"] != NOTHING)

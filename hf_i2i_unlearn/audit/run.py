@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class Audit:
             return
         before = float(hole_errors(self.original, held, self.corruption, self.setting, "the original").mean())
         target = (1 + args.tolerance) * before
-        common = {"target": target, "steps": args.relearn_steps, "batch_size": args.relearn_batch_size}
+        common: dict[str, Any] = {"target": target, "steps": args.relearn_steps, "batch_size": args.relearn_batch_size}
         facts = {"target": target, "pictures": len(known), "held": len(held), "original_error": before}
         facts["blank"] = float(blank_errors(self.original, held, self.corruption, self.setting).mean())
 
@@ -240,7 +241,8 @@ class Audit:
     def _probe(self, fit, test, fit_y, test_y):
         if len(set(fit_y)) < 2 or not set(fit_y) & set(test_y) or len(fit) < 8:
             return {"skipped": "It needs two kinds of pictures, and some of each to fit and to test on."}
-        size, found = self.options.probe_features, {"fitted": len(fit)}
+        size = self.options.probe_features
+        found: dict[str, Any] = {"fitted": len(fit)}
         for when, read, model in (
             ("before", features, self.original),
             ("after", features, self.model),

@@ -1,6 +1,7 @@
 """Which pictures an audit looks at, and for what."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def readable(sets: Sets, reader: ImageReader) -> Sets:
     if reader.on_corrupt == "refuse":
         return sets
     lists = {f.name: rows for f in fields(sets) if isinstance(rows := getattr(sets, f.name), list)}
-    return replace(sets, **{name: [row for row in rows if reader.decode(row) is not None] for name, rows in lists.items()})
+    left: dict[str, Any] = {name: [r for r in rows if reader.decode(r) is not None] for name, rows in lists.items()}
+    return replace(sets, **left)
 
 
 def spread(rows: list, count: int) -> list:

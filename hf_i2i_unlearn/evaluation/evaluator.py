@@ -1,6 +1,7 @@
 """Before and after: how well pictures of each set are completed, and how far the unlearned model moved on the retain set."""
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ def evaluate(
     corruption: Corruption,
     *,
     metrics: tuple[Metric, ...] = (),
-    features: list[FeatureNetwork] = (),
+    features: Sequence[FeatureNetwork] = (),
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = True,
@@ -86,7 +87,7 @@ class Evaluator:
         seed: int = 0,
         accelerator=None,
         keep_original: bool = False,
-        features: list[FeatureNetwork] = (),
+        features: Sequence[FeatureNetwork] = (),
         regions: tuple[str, ...] = REGIONS,
         inception_splits: int = 1,
         cross_validation: bool = False,

@@ -26,7 +26,7 @@ class FeatureNetwork(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.name, self.kind, self.size, self.channels = name, kind, tuple(size), channels
+        self.name, self.kind, self.size, self.channels = name, kind, (size[0], size[1]), channels
         self.resize, self.antialias, self.head = resize, antialias, [head]  # in a list: it is a part of the network already
         for key, value in (("mean", mean), ("std", std)):
             value = torch.as_tensor(value, dtype=torch.float).flatten()
