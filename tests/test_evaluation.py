@@ -296,7 +296,10 @@ def recipe(tmp_path, monkeypatch):
 
 
 def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
-    """One command without a repeated option; what is there is kept; the card; other options are refused; two processes agree."""
+    """One command without a repeated option.
+
+    What is there is kept; the card; other options are refused; two processes agree.
+    """
     write_network(tmp_path / "network")
     argv = ["--models", unlearned, "--features", f"classifier:{tmp_path}/network", "--tsne", 6, "--pictures", 2]
     out = evaluate(tmp_path, *argv, "--output_dir", "one").stdout
@@ -305,7 +308,7 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     figures = found["results"]["center:2"]["unlearned"]
     reader = ImageReader(load_processor(str(unlearned)), 3)
     held = make_dataset(24)
-    rows = {"retain": [r for r in undecoded_rows(held, (0, 1))], "forget": [r for r in undecoded_rows(held, (2, 3))]}
+    rows = {"retain": list(undecoded_rows(held, (0, 1))), "forget": list(undecoded_rows(held, (2, 3)))}
     network = load_features([f"classifier:{tmp_path}/network"])[0]
     wanted = Evaluator(make_mae(0), rows, reader, CenterCrop(2), features=[network])(make_mae(1), progress=False)
     for which in rows:

@@ -92,7 +92,8 @@ def test_nothing_is_made_twice(processor):
     for corruption in (CenterCrop(2), RandomMask(0.5)):
         evaluator, before = first.under(corruption), len(seen)
         results[str(corruption)] = [evaluator(model, progress=False) for model in (MeanColour(original), original, other)]
-        # Two batches; of whole and hole: truth (the whole once for all T), mean colour, original, blank, other; not the original again
+        # Two batches; of whole and hole: truth (the whole once for all T), mean colour, original, blank, other; not the
+        # original again
         assert len(seen) - before == 2 * (10 if before == 0 else 9)
     assert reader.decoded == 10 and len(generated) == 4
     for corruption in (CenterCrop(2), RandomMask(0.5)):  # and the figures are those of evaluators that keep nothing
@@ -260,6 +261,6 @@ def test_the_recipe_measures_diffusion(tmp_path, processor, recipe, capsys):
     processor.image_mean = processor.image_std = [0.5] * 3
     make_unet(steps=3).save_pretrained(tmp_path / "unet")
     processor.save_pretrained(tmp_path / "unet")
-    recipe("--model", tmp_path / "unet", "--corruptions", "center:8", "--features", "none", "--eval_samples", 4, "--generation_steps", 2,
-           "--sampler", "ddpm", "--pictures", 0)  # fmt: skip
+    recipe("--model", tmp_path / "unet", "--corruptions", "center:8", "--features", "none", "--eval_samples", 4,
+           "--generation_steps", 2, "--sampler", "ddpm", "--pictures", 0)  # fmt: skip
     assert "4 validation" in capsys.readouterr().out

@@ -114,7 +114,10 @@ def pictures(tmp_path):
 
 
 def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpoint, pictures):
-    """A run stopped early is the beginning of a longer one; what is known is not made again; adapters, bounds, proxies, few pictures."""
+    """A run stopped early is the beginning of a longer one.
+
+    What is known is not made again; adapters, bounds, proxies, few pictures.
+    """
     made = []
 
     def comparison(folder, augment=None):
@@ -152,13 +155,13 @@ def test_runs_are_kept_and_the_same_however_they_are_asked_for(tmp_path, checkpo
         options = {"method": METHODS["ours"], "learning_rate": 1e-2, "alpha": 0.5, "seed": 3} | change
         return one.run(Setting(**options), [4], ["a"])[4]["figures"]["a"]["weights"]
 
-    changes = [{}, {"seed": 4}, {"noise": "uniform"}, {"retain_per_class": 1}, {"proxy": True}, {"lora": 2}, {"alpha": 1.0}, {"retain_bound": 0.01},
-               {"method": METHODS["control"]}]  # fmt: skip
+    changes = [{}, {"seed": 4}, {"noise": "uniform"}, {"retain_per_class": 1}, {"proxy": True}, {"lora": 2}, {"alpha": 1.0},
+               {"retain_bound": 0.01}, {"method": METHODS["control"]}]  # fmt: skip
     assert len({weights(**change) for change in changes}) == len(changes)
     bounded = one.run(Setting(METHODS["ours"], 1e-2, 0.5, 3, retain_bound=0.01), [4], ["a"])[4]["bound"]
     assert bounded["bound"] == 0.01 and bounded["retain_distance"] > 0
     splits = one.pictures.splits
-    few, proxies = splits(Setting(METHODS["ours"], 1, 1, retain_per_class=1)), splits(Setting(METHODS["ours"], 1, 1, proxy=True))
+    few, proxies = (splits(Setting(METHODS["ours"], 1, 1, **kind)) for kind in ({"retain_per_class": 1}, {"proxy": True}))
     assert (len(few.retain), len(proxies.retain), len(splits().retain)) == (2, 8, 16)
     assert few.eval_retain == proxies.eval_retain == splits().eval_retain and len(few.eval_retain) == 16
 
@@ -169,8 +172,9 @@ def recipe(tmp_path, monkeypatch, pictures):
     monkeypatch.chdir(tmp_path)
 
     def call(*argv):
-        options = ["--dataset", pictures, "--forget_classes", "cat", "--retain_classes", "ant", "bee", "--corruption", "center:2", "--use_cpu",
-                   "--disable_tqdm", "true", "--per_device_train_batch_size", 4, "--features", f"classifier:{tmp_path}/network"]  # fmt: skip
+        options = ["--dataset", pictures, "--forget_classes", "cat", "--retain_classes", "ant", "bee", "--corruption",
+                   "center:2", "--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", 4,
+                   "--features", f"classifier:{tmp_path}/network"]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, [*options, *argv])])
         command.main()
 
@@ -179,8 +183,9 @@ def recipe(tmp_path, monkeypatch, pictures):
 
 @pytest.mark.filterwarnings("ignore:The Frechet distance")
 def test_all_tables(tmp_path, checkpoint, recipe, capsys):
-    argv = ["--model", checkpoint, "--methods", "ours", "control", "--learning_rates", "1e-2", "--alphas", 0.25, 0.5, "--measure_at", 1, 3,
-            "--seeds", 0, 1, "--eval_corruptions", "center:2", "center:1", "--proxy_classes", "dog", "--noise_rank", 4, "--tolerance", 9, "--output_dir", "out"]  # fmt: skip
+    argv = ["--model", checkpoint, "--methods", "ours", "control", "--learning_rates", "1e-2", "--alphas", 0.25, 0.5,
+            "--measure_at", 1, 3, "--seeds", 0, 1, "--eval_corruptions", "center:2", "center:1", "--proxy_classes", "dog",
+            "--noise_rank", 4, "--tolerance", 9, "--output_dir", "out"]  # fmt: skip
     recipe(*argv)
     out, folder = capsys.readouterr().out, tmp_path / "out"
     runs = [line for line in out.splitlines() if line.startswith("[")]
@@ -229,7 +234,8 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
         [f"ours-lr0.01-alpha{other:g}-seed0"]
     )  # under the second T; the chosen alpha is there
     more = ["alpha", "retain_per_class", "noise", "ratio", "cross_validation", "lora", "bound"]
-    recipe(*argv, "--tables", "main", *more, "--alpha_values", 0.25, 0.5, "--retain_counts", 1, "--noises", "normal", "low_rank", "--crop_ratios", 0.0625, 0.25, 0.3, "--bounds", 0.01)  # fmt: skip
+    recipe(*argv, "--tables", "main", *more, "--alpha_values", 0.25, 0.5, "--retain_counts", 1,
+           "--noises", "normal", "low_rank", "--crop_ratios", 0.0625, 0.25, 0.3, "--bounds", 0.01)  # fmt: skip
     capsys.readouterr()
     page = (folder / "results.md").read_text()
     for title in (
@@ -273,8 +279,9 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
 @pytest.mark.filterwarnings("ignore:The Frechet distance")
 def test_a_run_that_breaks_is_marked_and_not_repeated(tmp_path, checkpoint, recipe, capsys):
     """Weights that overflow end one run and not the tables."""
-    argv = ["--model", checkpoint, "--methods", "ours", "max_loss", "--learning_rates", "1e-2", "1e38", "--alphas", 0.25, "--measure_at", 1, 3,
-            "--seeds", 0, "--max_grad_norm", 0, "--optim", "sgd", "--tolerance", 9, "--output_dir", "out"]  # fmt: skip
+    argv = ["--model", checkpoint, "--methods", "ours", "max_loss", "--learning_rates", "1e-2", "1e38", "--alphas", 0.25,
+            "--measure_at", 1, 3, "--seeds", 0, "--max_grad_norm", 0, "--optim", "sgd", "--tolerance", 9,
+            "--output_dir", "out"]  # fmt: skip
     recipe(*argv)
     out = capsys.readouterr().out
     assert (
@@ -300,8 +307,9 @@ def test_other_families(tmp_path, recipe, capsys, family):
     model.save_pretrained(tmp_path / "original")
     processor.save_pretrained(tmp_path / "original")
     grid = {"diffusion": 16}.get(family, None) or load_model(str(tmp_path / "original")).grid[0]
-    recipe("--model", tmp_path / "original", "--methods", "ours", "max_loss", "--learning_rates", "1e-2", "--alphas", 0.25, "--measure_at", 1, "--seeds", 0,
-           "--corruption", f"center:{grid // 2}", "--generation_steps", 2, "--eval_samples", 4, "--output_dir", "out")  # fmt: skip
+    recipe("--model", tmp_path / "original", "--methods", "ours", "max_loss", "--learning_rates", "1e-2",
+           "--alphas", 0.25, "--measure_at", 1, "--seeds", 0, "--corruption", f"center:{grid // 2}",
+           "--generation_steps", 2, "--eval_samples", 4, "--output_dir", "out")  # fmt: skip
     page = (tmp_path / "out" / "results.md").read_text()
     assert "| max_loss" in page and f"`center:{grid // 2}`" in page
     (saved,) = (tmp_path / "out" / "models").iterdir()

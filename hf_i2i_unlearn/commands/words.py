@@ -85,7 +85,8 @@ def noise_maker(forget, reader, rank: int, seed: int):
     def make(word: str) -> Noise:
         from ..data.reading import pixel_batches
 
-        return make_noise(word, lambda: pixel_batches(forget, reader), *reader.black_and_white(), rank, seed)
+        low, high = reader.black_and_white()
+        return make_noise(word, lambda: pixel_batches(forget, reader), low, high, rank, seed)
 
     return make
 

@@ -1,7 +1,7 @@
 """Methods compared from one original: what each forgets at a matched cost on the retain set, and not at one lucky point."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator
@@ -36,7 +36,7 @@ def compare(
     distance: Distance = MSE,
     noise: Noise | None = None,
     metrics: tuple[Metric, ...] = (),
-    features: list[FeatureNetwork] = (),
+    features: Sequence[FeatureNetwork] = (),
     augment: Callable | None = None,
     on_corrupt: str = "refuse",
 ) -> list[dict]:

@@ -1,6 +1,6 @@
 """The paper's tables of one original: each is Markdown, some with a figure beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class PaperTables:
         metric_curves(tables.curve_rows(rows, self.whats[0], place, x), x, METRICS, self.folder / f"{x}.png", label, log)
         return f"![{x}]({x}.png)"
 
-    def frontier(self, bounded: list[dict] = ()) -> str:
+    def frontier(self, bounded: Sequence[dict] = ()) -> str:
         """Draw all points that were tuned over, on the reported half, by what they were chosen by."""
         what, flat = self.whats[0], []
         for (method, lora), (_, points) in self.tuning.tuned.items():

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
@@ -96,7 +97,7 @@ class NamedPictures(Pictures):
         """The sets of a setting; without one those with all retain pictures, whose evaluation pictures all runs share."""
         count, proxy = (None, False) if setting is None else (setting.retain_per_class, setting.proxy)
         if (count, proxy) not in self._splits:
-            names = {} if proxy else {"proxy_classes": None, "proxy_dataset": None}
+            names: dict[str, Any] = {} if proxy else {"proxy_classes": None, "proxy_dataset": None}
             self._splits[count, proxy] = build_splits(replace(self.args, retain_per_class=count, **names))
         return self._splits[count, proxy]
 
@@ -112,7 +113,7 @@ class Comparison:
         processor: its image processor. pictures: to train and to evaluate on.
         training: options of all runs; steps, learning rate, alpha and seed are those of the setting.
         corruption: T in training. max_steps: length of the schedule; a run ends at the last step that is asked for.
-        measure: (model, setting, step, what) -> figures, any JSON.
+        measure: (model, setting, step, what) -> figures, any JSON. None: who makes it sets `measure` before the first run.
         noise: label -> the noise n, asked for once. distance: of the representations.
         augment (in training), on_corrupt: see `ImageReader`.
 
@@ -130,7 +131,7 @@ class Comparison:
         training: UnlearningConfig,
         corruption: Corruption,
         max_steps: int,
-        measure: Callable,
+        measure: Callable | None,
         noise: Callable[[str], Noise] = NOISES.__getitem__,
         distance: Distance = MSE,
         on_corrupt: str = "refuse",
@@ -142,7 +143,8 @@ class Comparison:
             )
         self.folder, self.load, self.original, self.processor = folder and Path(folder), load, original, processor
         self.pictures, self.training, self.corruption, self.max_steps = pictures, training, corruption, max_steps
-        self.measure, self.make_noise, self.distance = measure, noise, distance
+        self.measure: Any = measure
+        self.make_noise, self.distance = noise, distance
         self.on_corrupt, self.augment = on_corrupt, augment
         self.key = {"original": hash_weights(original)}
         self.reader = ImageReader(processor, original.channels, None, on_corrupt)

@@ -6,6 +6,7 @@ figures of `flat_figures`. Points are chosen by the half "select" of the evaluat
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 from ..evaluation.scores import SCORES
 from ..evaluation.tables import title_of
@@ -39,8 +40,8 @@ def flat_figures(result: dict) -> dict[str, float]:
     return found
 
 
-def figure(point: dict, what: str, which: str, key: str, half: str = "report", kind: str = "") -> float | None:
-    """One number of a point, of the T `what` and the set `which`.
+def figure(point: dict, what: str, which: str, key: str, half: str = "report", kind: str = "") -> Any:
+    """One number of a point, of the T `what` and the set `which`; None where there is none.
 
     kind: "original_" for that of the original, "blank_" for that of a blank hole.
     """

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator
@@ -62,7 +63,7 @@ class Tuning:
     @property
     def how(self) -> list[dict]:
         """How the figures of feature networks were measured."""
-        return read_json(self.folder / HOW) or []
+        return list(read_json(self.folder / HOW))
 
     def tune(self, method: Method, lora: int = 0) -> tuple[Setting, int, bool] | None:
         """(setting, step, whether its retain cost is within the tolerance) of a method; every one has the same effort.
@@ -114,8 +115,8 @@ class Tuning:
         setting, step, _ = tuned
         return replace(setting, seed=None), step
 
-    def ablation(self, options: dict[str, dict], label: str) -> dict[str, list[dict]]:
-        """{name: points} of the subject's setting, with other options each."""
+    def ablation(self, options: dict[Any, dict], label: str) -> dict[Any, list[dict]]:
+        """{name or value: points} of the subject's setting, with other options each."""
         setting, step = self.chosen()
         seeds = self.effort.ablation_seeds
         found = {n: self.points(replace(setting, **o), step, seeds, f"{label} {n}") for n, o in options.items()}
