@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from ..errors import InputError, RunError
+from ..errors import InputError, NotForgotten, RunError
 from ..reporting.hub import PushError
 from . import PROGRAM
 
@@ -118,13 +118,19 @@ def _as_option(value, written, action):
 
 
 def run(main) -> None:
-    """Call `main`. Bad input ends in one sentence and exit status 2, without a traceback; a failed push or run in 1."""
+    """Call a command's `main`, and end in an exit status that scripts can trust, with one sentence in place of a traceback.
+
+    0: done. 1: a run, a push or a disk has failed. 2: bad input. 3: less is forgotten than `--require_forgotten` asks for.
+    """
     try:
         main()
         _end_process_group()
     except (InputError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except NotForgotten as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -10,6 +10,12 @@ from ..methods.method import METHODS
 from .words import CORRUPTION_HELP, NOISE_HELP
 
 
+def check_required(share: float | None) -> None:
+    """Raise InputError unless `share` is a share, or None."""
+    if share is not None and not 0 < share <= 1:
+        raise InputError(f"--require_forgotten is a share of the forget pictures, above 0 and at most 1; got {share}.")
+
+
 @dataclass
 class ObjectiveArguments:
     """How the two terms of the loss are taken."""
@@ -66,6 +72,13 @@ class RunArguments(MethodArguments, SplitArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
+    require_forgotten: float | None = field(
+        default=None,
+        metadata={
+            "help": "The share of the forget pictures that must not be completed any longer, such as 0.95; where it is missed, the run "
+            "ends with exit status 3, and nothing is pushed. The folder is kept."
+        },
+    )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})
 
     # A patch instead of a checkpoint
@@ -99,6 +112,7 @@ class RunArguments(MethodArguments, SplitArguments):
     def __post_init__(self):
         if self.pictures < 0:
             raise InputError(f"--pictures is how many to show, 0 or more; got {self.pictures}.")
+        check_required(self.require_forgotten)
         if self.merge and not self.lora:
             raise InputError(
                 "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."

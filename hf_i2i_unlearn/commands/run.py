@@ -27,9 +27,11 @@ from ..models.patches import add_patch, load_patches, merge, original_of
 from ..reporting.hub import check_access
 from ..reporting.model_card import inherited_license, write_card
 from ..reporting.plots import completion_grid
+from ..reporting.request import details, headline
 from ..reporting.run_folder import PICTURE, RunFolder, refuse_full_folder
 from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
+from .certificate import certify, require, write_record
 from .cli import command_line
 from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
@@ -193,14 +195,16 @@ def unlearn(run: Run, recipe: str) -> dict:
     trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
     run.model, run.original = trainer.whole_model(), trainer.original or run.original  # under FSDP they are others
     result, bound = _measure(run, trainer), trainer.bound_report()
+    request = certify(run, trainer) if is_main else {}
     if run.args.pictures and is_main:
         _draw(run)
     if run.args.merge:
         merge(run.model)
     trainer.save_model()
     if is_main:
-        _document(run, trainer, result, bound, command_line(recipe, run.args.private))
-        _report(run, result, bound)
+        _document(run, trainer, result, bound, request, command_line(recipe, run.args.private))
+        _report(run, result, bound, request)
+        require(request, run.args.require_forgotten)
         if run.training.push_to_hub:
             print(f"Pushed: {trainer.push_to_hub()}")
     return result
@@ -238,8 +242,8 @@ def _draw(run: Run) -> None:
     completion_grid(grid, RunFolder(run.training.output_dir).picture)
 
 
-def _document(run: Run, trainer, result: dict, bound: dict | None, command: str) -> None:
-    """Options, figures, record and card."""
+def _document(run: Run, trainer, result: dict, bound: dict | None, request: dict, command: str) -> None:
+    """Options, figures, records and card."""
     folder = RunFolder(run.training.output_dir)
     folder.write_options(run.args, run.training, leave_out=run.args.private)
     folder.write_figures(result, bound)
@@ -259,11 +263,13 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, command: str)
             "metrics": {metric.name: metric.title for metric in run.metrics},
         }
     )
+    write_record(folder, request)
     write_card(folder.path)
 
 
-def _report(run: Run, result: dict, bound: dict | None) -> None:
-    """What is said on the screen at the end."""
+def _report(run: Run, result: dict, bound: dict | None, request: dict) -> None:
+    """What is said on the screen at the end: the verdict first."""
+    print("\n" + "\n".join([headline(request), *details(request)]))
     if bound:
         word = "holds" if bound["holds"] else "is BROKEN"
         found = f"distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}"

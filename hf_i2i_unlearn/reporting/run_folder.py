@@ -2,6 +2,7 @@
 
     run.yaml         the options, as `--config` reads them
     run.json         the facts that card and report show
+    request.json     what was asked, and whether it was honoured, picture by picture
     figures.json     what `Evaluator` measured: {set: {name: number}}
     evaluation.json  what was measured later: tables by section of the card
     audit.json       parts and verdicts of an audit
@@ -10,6 +11,7 @@
 Nobody else spells these names. run.json and evaluation.json say which format they have.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
 from enum import Enum
@@ -28,6 +30,7 @@ from ..storage import (
 )
 
 OPTIONS, RECORD, FIGURES, EVALUATION, AUDIT = "run.yaml", "run.json", "figures.json", "evaluation.json", "audit.json"
+REQUEST = "request.json"
 CARD, REPORT, PICTURE = "README.md", "report.html", "before_after.png"
 NETWORKS, RESULTS = "networks.json", "results.json"  # of a folder of measurements
 
@@ -96,6 +99,29 @@ class RunFolder:
     def write_record(self, facts: dict) -> None:
         """Keep what card and report say of the run: `reporting.facts` lists the names. Nothing secret may be among them."""
         write_json(self.path / RECORD, {"format": FORMAT} | facts)
+
+    @property
+    def request(self) -> dict:
+        """What was asked, and whether it was honoured, see `reporting.request`.
+
+        Raises:
+            InputError: a newer version wrote it.
+        """
+        return self._versioned(REQUEST)
+
+    def write_request(self, record: dict) -> None:
+        """Keep it. It names no picture but by its hash, unless names were wanted."""
+        write_json(self.path / REQUEST, {"format": FORMAT} | record)
+
+    def weight_files(self) -> dict[str, str]:
+        """{file of weights, by its path in the folder: its sha256}; checkpoints aside."""
+        found = {}
+        for file in sorted(self.path.rglob("*.safetensors")):
+            name = file.relative_to(self.path)
+            if not name.parts[0].startswith(("checkpoint-", ".")):
+                with open(file, "rb") as opened:
+                    found[name.as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+        return found
 
     @property
     def evaluation(self) -> dict[str, dict]:
