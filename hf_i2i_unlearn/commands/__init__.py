@@ -13,6 +13,7 @@ PROGRAM = "hf-i2i-unlearn"
 COMMANDS = {  # word: what it does, in one line. Its module has the same name, with underscores.
     "unlearn": "Make a model forget pictures; without options the embedded demo.",
     "evaluate": "Measure unlearned checkpoints, before and after.",
+    "verify": "Check, months later, that a model still cannot complete the pictures of a request.",
     "audit": "Find out whether what was forgotten stays forgotten.",
     "compare": "All methods on one model: the frontier of forgetting against its cost.",
     "tables": "The paper's tables for one model.",

@@ -1,16 +1,24 @@
 """What a run vouches for: verdicts picture by picture, put into a record that is data."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+
+from accelerate import PartialState
 
 from ..audit.picture_verdicts import Judge, other_masks
-from ..data.reading import ImageReader
+from ..data.decoding import picture_hash
+from ..data.reading import ImageReader, load_processor
 from ..data.sources import first_rows
-from ..errors import NotForgotten
+from ..data.splits import build_splits
+from ..errors import InputError, NotForgotten
 from ..methods.corruptions import Corruption, Turns
+from ..models.auto import DEMOS, family_of, family_options, load_model
 from ..models.base import I2IModel
+from ..reporting.report import verification_page
 from ..reporting.run_folder import RunFolder
-from ..storage import content_hash
+from ..storage import content_hash, differences, write_json, write_text
 from ..training.targets import identity
+from .words import parse_corruption
 
 
 def masks_of(corruption: Corruption) -> list[Corruption]:
@@ -64,6 +72,9 @@ def certify(run, trainer) -> dict:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "dataset": args.dataset,
         "asked": run.splits.description["forget"],
+        "items": items_of(run.splits.found, bool(args.card_names or args.forget_classes)),
+        "copies": copies_of(run.splits.copies),
+        "notes": run.splits.notes,
         "identity": accounting.identity,
         "total": total,
         "trained": {"pictures": len(counts), "least": min(counts.values(), default=0), "most": max(counts.values(), default=0)},
@@ -75,6 +86,19 @@ def certify(run, trainer) -> dict:
         "certified": not missed,
         "reason": f"{len(missed)} forget pictures were never trained on; give the run more steps" if missed else None,
     } | verdicts
+
+
+def items_of(found, named: bool) -> list[dict]:
+    """{"item": as it was written, None where it may not be named, "pictures": how many it names} of a request, each."""
+    return [{"item": item if named else None, "pictures": len(rows)} for item, rows in found.rows.items()] if found else []
+
+
+def copies_of(copies) -> dict:
+    """{sha256 of a forget picture: its copies, by how they are copies and their own sha256}, without names."""
+    if copies is None:
+        return {"looked_for": [], "of": {}}
+    of = {sha: [{"how": c.how, "source": c.source, "sha256": c.sha256} for c in some] for sha, some in copies.of.items()}
+    return {"looked_for": list(copies.looked_for), "of": of}
 
 
 def write_record(folder: RunFolder, record: dict) -> None:
@@ -95,3 +119,75 @@ def require(request: dict, share: float | None) -> None:
             f"{why} certified as forgotten, and --require_forgotten asks for a share of {share:g}. The folder is kept; give the run more "
             "steps, or more masks, and look at its pictures."
         )
+
+
+def verify(args, run: dict) -> dict:
+    """The record of a verification, as `reporting.request` describes it, and "checks": sentences on pictures and weights.
+
+    Args:
+        args: `VerifyArguments`. run: the options of the run that was certified.
+
+    Raises:
+        InputError: models or pictures that cannot be had, or too few unseen pictures.
+    """
+    folder = RunFolder(args.record or args.model)
+    certified, device = folder.request, PartialState(cpu=args.use_cpu).device
+    original_name = args.original or run["model"]
+    original_path = DEMOS.get(original_name, original_name)
+    family = family_of(original_path, run.get("subfolder"))
+    options = family_options(run, family=family)
+    original = load_model(original_path, run.get("patches") or (), **options).to(device).eval()
+    model = load_model(args.model, **{k: v for k, v in options.items() if k != "subfolder"}).to(device).eval()
+    if type(model) is not type(original) or model.grid != original.grid:
+        raise InputError(f"'{args.model}' and the original '{original_name}' are models of different kinds or sizes.")
+    splits = build_splits(args)
+    rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
+    forget = first_rows(splits.forget, args.eval_samples)
+    unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
+    reader = ImageReader(load_processor(original_path), model.channels, None, args.on_corrupt)
+    corruption = parse_corruption(certified["identity"]["corruption"], several=True)
+    verdicts = judge(model, original, reader, corruption, forget, unseen, args.batch_size, certified["seed"])
+    same, checks = _checks(splits, RunFolder(args.model), certified)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "model": args.model,
+        "certified_on": certified["date"],
+        "dataset": args.dataset,
+        "asked": splits.description["forget"],
+        "identity": certified["identity"],
+        "total": len(splits.forget) if hasattr(splits.forget, "__len__") else None,
+        "missed": [],
+        "unseen": what,
+        "seen": seen,
+        "certified": same,
+        "reason": None if same else "the pictures are not those of the request",
+        "checks": checks,
+    } | verdicts
+
+
+def _checks(splits, model: RunFolder, certified: dict) -> tuple[bool, list[str]]:
+    """Whether the pictures are those that were certified; sentences on them and on the weights."""
+    wanted = certified["identity"]["forget"]
+    same = wanted is None or not hasattr(splits.forget, "__len__")
+    lines = []
+    if same:
+        lines.append("Of a stream nobody knows whether the pictures are those of the request.")
+    else:
+        same = content_hash(sorted(map(picture_hash, splits.forget))) == wanted
+        lines.append(f"The pictures are {'' if same else 'NOT '}those of the request, by their hash.")
+    if not model.path.is_dir():
+        lines.append("The weights are on the Hub; their files were not compared with the certified ones.")
+    else:
+        changed = differences(certified["weights"]["after"], model.weight_files())
+        lines.append(
+            "The weights are those that were certified."
+            if not changed
+            else f"The weights are not those that were certified ({', '.join(changed)} differ); the verdicts are of these weights."
+        )
+    return same, lines
+
+
+def write_verified(folder: Path, found: dict) -> None:
+    """verified.json, and verified.html: one page."""
+    write_json(folder / "verified.json", found)
+    write_text(folder / "verified.html", verification_page(found))

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..markdown import cell, table
 from ..storage import write_aside
 from .facts import MEANINGS, before_after, facts, versions
+from .request import details, headline
 from .run_folder import AUDITED, CARD, FIGURES, PICTURE, RECORD, RunFolder
 from .sections import audit_section, evaluation_section, place_section, split_sections
 
@@ -71,6 +72,7 @@ def _words(run: RunFolder) -> dict[str, str]:
         if record["decoder_untouched"]
         else "The decoder was trained too.",
         "patch": _describe_patch(record),
+        "verdict": _verdict(run.request),
         "note": f"{record['note'].strip()}\n\n" if record.get("note") else "",
         "picture": f"![before and after]({PICTURE})\n\n" if run.picture.is_file() else "",
         "before_after": table(shared["head"], shared["rows"]),
@@ -78,6 +80,14 @@ def _words(run: RunFolder) -> dict[str, str]:
         "facts": "\n".join(f"| {k} | {cell(v)} |" for k, v in facts(record, figures.get("retain_bound"), "`").items()),
         "versions": versions(record),
     }
+
+
+def _verdict(request: dict) -> str:
+    """Whether the request was honoured, as the first paragraphs; nothing where no pictures were judged."""
+    if not request:
+        return ""
+    lines = [f"- {line}" for line in details(request)]
+    return f"**{headline(request)}**\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _metadata(run: RunFolder) -> dict:

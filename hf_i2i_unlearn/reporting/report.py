@@ -1,7 +1,6 @@
 """One page on an unlearned checkpoint that needs nothing else: no network, no script, no font, no other file."""
 
 import base64
-import hashlib
 import io
 import math
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..storage import read_json, write_text
+from . import request
 from .curve import relearning_svg
 from .facts import ASKED, MEANINGS, before_after, facts, versions
 from .run_folder import FIGURES, METRICS, OPTIONS, RESULTS, TRAINING_METRICS, RunFolder
@@ -39,38 +39,66 @@ def write_report(folder, pictures: bool = True, evaluation: str | None = None) -
     Raises:
         InputError: no run.yaml, no figures.json, or no figures where --evaluation says.
     """
-    import jinja2
-    from markupsafe import Markup
-
     run = RunFolder(folder)
     for name in (OPTIONS, FIGURES):
         if not folder or not (run.path / name).is_file():
             raise InputError(f"'{folder}' has no {name}; give --model the output folder of an unlearning run.")
     record, figures, audit = run.record, run.figures, run.audit
     rows = facts(record, figures.get("retain_bound")) if record else {}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8")).render(
+    page = _page(
+        "report.html",
         name=run.name,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         asked={k: v for k, v in rows.items() if k in ASKED},
         done={k: v for k, v in rows.items() if k not in ASKED},
+        **_request(run.request),
         corruption=record.get("eval_corruption"),
         before_after=before_after(figures, "hole error", record.get("metrics")),
         figures=MEANINGS,
         evaluations=_evaluations(run, evaluation),
         pictures=[data_uri(run.picture)] if pictures and run.picture.is_file() else [],
         audit=audit,
-        status_classes=STATUS_CLASSES,
+        status_classes=STATUS_CLASSES | request.STATUS_CLASSES,
         curve=relearning_svg(audit) if audit else None,
         masks=_masks(audit),
         commands=[content["command"] for content in (record, audit) if content.get("command")],
         trained_with=versions(record) if record else None,
         made_with={p: version(p) for p in ("torch", "transformers", "diffusers", "datasets")},
-        hashes=file_hashes(run.path),
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        hashes=run.weight_files(),
     )
     write_text(run.report, page)
     return run.report
+
+
+def verification_page(found: dict) -> str:
+    """The page of a verification: `found` as `reporting.request` describes it, with "model", "certified_on" and "checks"."""
+    return _page("verified.html", date=found["date"], status_classes=request.STATUS_CLASSES, **_request(found))
+
+
+def _page(template: str, **words) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
+    )
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **words)
+
+
+def _request(found: dict) -> dict:
+    """Whether the request was honoured, for the template."""
+    if not found:
+        return {"request": None}
+    return {
+        "request": found,
+        "request_status": request.status(found),
+        "request_headline": request.headline(found),
+        "request_details": request.details(found),
+        "request_worst": request.worst(found),
+        "request_remains": request.remains(found),
+    }
 
 
 def _masks(audit: dict) -> list[dict]:
@@ -163,12 +191,3 @@ def data_uri(file: Path) -> str:
         picture.save(buffer, "JPEG", quality=80)
         content, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of the weights in a folder."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as opened:
-            found[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return found

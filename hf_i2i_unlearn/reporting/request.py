@@ -70,6 +70,32 @@ def details(request: dict) -> list[str]:
     return lines
 
 
+def remains(request: dict) -> list[str]:
+    """What is left to do, a sentence each."""
+    lines, found = [], request["honoured"]
+    if request["missed"]:
+        lines.append(f"{len(request['missed'])} pictures were never trained on. Train for more steps.")
+    if found["count"] < found["of"]:
+        lines.append(
+            f"{found['of'] - found['count']} pictures are not forgotten. Train for more steps, or with a larger weight of forgetting (alpha)."
+        )
+    others = request["honoured_other_masks"]
+    if others["count"] < others["of"]:
+        lines.append(
+            f"Hidden in other ways, {others['of'] - others['count']} of {others['of']} pictures can be completed. Train with several masks "
+            "that take turns."
+        )
+    if request["unreadable"]:
+        lines.append(
+            f"{len(request['unreadable'])} pictures could not be read, so nobody knows of them. Repair the files, and ask again."
+        )
+    near = sum(len(some) for some in request.get("copies", {}).get("of", {}).values())
+    if near:
+        lines.append(f"{near} copies of these pictures were found in the sources; the record lists them by hash.")
+    lines.append("The pictures were suppressed, not erased: further training may bring them back. The audit says how fast.")
+    return lines
+
+
 def worst(request: dict, count: int = 10) -> list[dict]:
     """The pictures that are forgotten least: {"sha256", "grade", "before", "after"} under the mask where they are."""
     trained = [t for t, m in request["masks"].items() if m["trained"]]
