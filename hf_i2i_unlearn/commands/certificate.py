@@ -27,9 +27,16 @@ def masks_of(corruption: Corruption) -> list[Corruption]:
 
 
 def judge(
-    model: I2IModel, original: I2IModel, reader: ImageReader, corruption: Corruption, forget: list, unseen: list, batch: int, seed: int,
+    model: I2IModel,
+    original: I2IModel,
+    reader: ImageReader,
+    corruption: Corruption,
+    forget: list,
+    unseen: list,
+    batch: int,
+    seed: int,
     progress: bool = True,
-) -> dict:  # fmt: skip
+) -> dict:
     """The verdicts of `Judge` under the masks of training and three others. forget, unseen: undecoded rows."""
     trained = masks_of(corruption)
     judged = Judge(original, reader, trained, other_masks(original.grid, trained), batch, seed, progress)
@@ -116,8 +123,8 @@ def require(request: dict, share: float | None) -> None:
             else f"{request['reason']}, so none is"
         )
         raise NotForgotten(
-            f"{why} certified as forgotten, and --require_forgotten asks for a share of {share:g}. The folder is kept; give the run more "
-            "steps, or more masks, and look at its pictures."
+            f"{why} certified as forgotten, and --require_forgotten asks for a share of {share:g}. The folder is kept; give "
+            "the run more steps, or more masks, and look at its pictures."
         )
 
 
@@ -182,7 +189,7 @@ def _checks(splits, model: RunFolder, certified: dict) -> tuple[bool, list[str]]
         lines.append(
             "The weights are those that were certified."
             if not changed
-            else f"The weights are not those that were certified ({', '.join(changed)} differ); the verdicts are of these weights."
+            else f"The weights are not those that were certified ({', '.join(changed)} differ); the verdicts are of these."
         )
     return same, lines
 

@@ -75,8 +75,8 @@ class RunArguments(MethodArguments, SplitArguments):
     require_forgotten: float | None = field(
         default=None,
         metadata={
-            "help": "The share of the forget pictures that must not be completed any longer, such as 0.95; where it is missed, the run "
-            "ends with exit status 3, and nothing is pushed. The folder is kept."
+            "help": "The share of the forget pictures that must not be completed any longer, such as 0.95; where it is missed, "
+            "the run ends with exit status 3, and nothing is pushed. The folder is kept."
         },
     )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})

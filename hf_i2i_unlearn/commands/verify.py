@@ -2,10 +2,10 @@
 
     hf-i2i-unlearn verify --model unlearned --forget_list request.txt
 
-The record of the run (request.json and run.yaml, in the model's folder or in that of --record) says what was asked and certified. The
-pictures are given again, in the way they were asked for: a record holds hashes and no names. They are checked against those hashes,
-the weights against the certified ones, and every picture gets its verdict anew. It works for a checkpoint, a patch, a merged model,
-and a model that somebody has trained further.
+The record of the run (request.json and run.yaml, in the model's folder or in that of --record) says what was asked and
+certified. The pictures are given again, in the way they were asked for: a record holds hashes and no names. They are checked
+against those hashes, the weights against the certified ones, and every picture gets its verdict anew. It works for a
+checkpoint, a patch, a merged model, and a model that somebody has trained further.
 
 The output folder gets verified.json and verified.html. Exit status 0: the request holds. 3: fewer pictures than
 --require_forgotten are forgotten, or the pictures are not those of the request. 2: bad input.

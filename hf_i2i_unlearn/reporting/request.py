@@ -55,12 +55,13 @@ def details(request: dict) -> list[str]:
         names = ", ".join(t for t, m in request["masks"].items() if not m["trained"])
         lines.append(f"Under masks that were not trained with ({names}): {others['count']} of {others['of']}.")
     lines.append(
-        f"Before unlearning, the model knew {known['count']} of {known['of']} better than 95 of 100 pictures that it never saw: "
-        "by heart."
+        f"Before unlearning, the model knew {known['count']} of {known['of']} by heart: better than 95 of 100 pictures that it "
+        "never saw."
     )
     if request["seen"]:
         lines.append(
-            f"They were compared with {request['unseen']}, which the original may have been trained on: the verdicts may be too kind."
+            f"They were compared with {request['unseen']}, which the original may have been trained on: they may be too "
+            "kind."
         )
     for name, word in (("missed", "never trained on"), ("unreadable", "could not be read, and were not judged")):
         if request[name]:
@@ -77,17 +78,19 @@ def remains(request: dict) -> list[str]:
         lines.append(f"{len(request['missed'])} pictures were never trained on. Train for more steps.")
     if found["count"] < found["of"]:
         lines.append(
-            f"{found['of'] - found['count']} pictures are not forgotten. Train for more steps, or with a larger weight of forgetting (alpha)."
+            f"{found['of'] - found['count']} pictures are not forgotten. Train for more steps, or with a larger weight of "
+            "forgetting (alpha)."
         )
     others = request["honoured_other_masks"]
     if others["count"] < others["of"]:
         lines.append(
-            f"Hidden in other ways, {others['of'] - others['count']} of {others['of']} pictures can be completed. Train with several masks "
-            "that take turns."
+            f"Hidden in other ways, {others['of'] - others['count']} of {others['of']} pictures can be completed. Train with "
+            "several masks that take turns."
         )
     if request["unreadable"]:
         lines.append(
-            f"{len(request['unreadable'])} pictures could not be read, so nobody knows of them. Repair the files, and ask again."
+            f"{len(request['unreadable'])} pictures could not be read, so nobody knows of them. Repair the files, "
+            "and ask again."
         )
     near = sum(len(some) for some in request.get("copies", {}).get("of", {}).values())
     if near:

@@ -1,0 +1,105 @@
+"""From a list to a record to `verify`: what is certified is what was measured."""
+
+import json
+import sys
+
+import pytest
+from conftest import make_dataset, make_mae
+
+from hf_i2i_unlearn import InputError
+from hf_i2i_unlearn.commands import unlearn, verify
+from hf_i2i_unlearn.commands.cli import run
+from hf_i2i_unlearn.data.decoding import picture_hash
+from hf_i2i_unlearn.reporting.report import write_report
+from hf_i2i_unlearn.reporting.request import details, headline, remains, status, worst
+from hf_i2i_unlearn.reporting.run_folder import RunFolder
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs a command as the console does; its exit status and what it printed."""
+
+    def call(main, *words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
+        try:
+            run(main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call
+
+
+@pytest.fixture
+def request_of_three(tmp_path, checkpoint):
+    """Options of a run that forgets three pictures of a parquet folder, by a list."""
+    make_dataset(32).to_parquet(tmp_path / "data" / "train.parquet")
+    make_dataset(64).select(range(32, 64)).to_parquet(tmp_path / "data" / "validation.parquet")
+    (tmp_path / "request.txt").write_text("ant/000.png\nbee/001.png\ncat/002.png\n")
+    return [
+        "--model", checkpoint, "--dataset", tmp_path / "data", "--forget_list", "request.txt", "--corruption", "center:2", "--use_cpu",
+        "true", "--disable_tqdm", "true", "--pictures", 0, "--learning_rate", "1e-2", "--save_strategy", "no", "--eval_strategy", "no",
+    ]  # fmt: skip
+
+
+def test_from_a_list_to_a_report_to_verify(command, request_of_three, tmp_path):
+    code, said = command(unlearn.main, *request_of_three, "--max_steps", 12, "--output_dir", "out")
+    assert code == 0, said
+    folder = RunFolder(tmp_path / "out")
+    found = folder.request
+    names = {
+        picture_hash(row) for row in make_dataset(3).cast_column("image", type(make_dataset(1).features["image"])(decode=False))
+    }
+    assert {p["sha256"] for p in found["pictures"]} == names and found["total"] == 3 and found["missed"] == []
+    assert found["certified"] and found["trained"]["least"] >= 1 and len(found["masks"]) == 4
+    assert [item["pictures"] for item in found["items"]] == [1, 1, 1] and {i["item"] for i in found["items"]} == {None}
+    assert set(found["weights"]["after"]) == {"model.safetensors"} and not found["seen"]
+    assert "ant/000.png" not in (tmp_path / "out" / "request.json").read_text() + folder.card.read_text()
+    # The verdict stands first, on the screen, in the card and in the report.
+    assert said.index(headline(found)) < said.index("| set |")
+    card = folder.card.read_text()
+    assert card.index(headline(found)) < card.index("after machine unlearning")
+    page = write_report(tmp_path / "out").read_text()
+    assert page.index("What was asked") < page.index("Was it honoured?") < page.index("Before and after")
+    assert all(line.split("(")[0].split("'")[0] in page for line in details(found)[:1])
+    # Verified: the same verdicts, of the same pictures and weights.
+    code, said = command(verify.main, "--model", "out", "--forget_list", "request.txt", "--require_forgotten", 0.01)
+    again = json.loads((tmp_path / "verified" / "verified.json").read_text())
+    assert [p["grade"] for p in again["pictures"]] == [p["grade"] for p in found["pictures"]]
+    assert again["certified"] and "The pictures are those of the request" in said and "are those that were certified" in said
+    assert code == (0 if again["honoured"]["count"] else 3)
+    assert "What the grades mean" in (tmp_path / "verified" / "verified.html").read_text()
+
+
+def test_other_pictures_and_other_weights_are_told(command, request_of_three, tmp_path):
+    assert command(unlearn.main, *request_of_three, "--max_steps", 2, "--output_dir", "out")[0] == 0
+    (tmp_path / "other.txt").write_text("ant/000.png\ndog/003.png\n")
+    code, said = command(verify.main, "--model", "out", "--forget_list", "other.txt")
+    assert code == 3 and "The pictures are NOT those of the request" in said and "not those of the request" in said
+    later = make_mae(9)
+    later.save_pretrained(tmp_path / "later")
+    code, said = command(verify.main, "--model", "later", "--record", "out", "--forget_list", "request.txt")
+    assert "The weights are not those that were certified (model.safetensors differ)" in said
+    code, said = command(verify.main, "--model", "later", "--forget_list", "request.txt")
+    assert code == 2 and "has no run.yaml; give --record" in said
+
+
+def test_too_few_steps_are_not_certified(command, request_of_three, tmp_path):
+    """One pair a step and two steps: a third picture was never looked at."""
+    words = ["--max_steps", 2, "--per_device_train_batch_size", 1, "--require_forgotten", 0.5]
+    code, said = command(unlearn.main, *request_of_three, *words, "--output_dir", "out")
+    found = RunFolder(tmp_path / "out").request
+    assert code == 3 and status(found) == "not certified" and len(found["missed"]) == 1
+    assert (
+        "Not certified: 1 forget pictures were never trained on" in said and (tmp_path / "out" / "model.safetensors").is_file()
+    )
+    assert any("never trained on" in line for line in remains(found)) and len(worst(found)) == 3
+
+
+def test_a_share_that_is_none(command, request_of_three):
+    code, said = command(unlearn.main, *request_of_three, "--require_forgotten", 2, "--max_steps", 1)
+    assert code == 2 and "--require_forgotten is a share" in said
+    assert isinstance(InputError("x"), ValueError)
