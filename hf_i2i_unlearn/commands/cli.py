@@ -1,6 +1,6 @@
 """Command lines: dataclasses as options, a YAML file as their defaults, a help that can be read.
 
-Every command imports this first, so it imports nothing heavy: neither torch nor what brings it.
+Every command imports this first, so it imports nothing heavy: no model, and neither the Trainer nor its arguments.
 """
 
 import argparse
