@@ -203,11 +203,15 @@ def data_files(folder: str, files: list[str]) -> DataFilesList:
 
     A plain list would be taken for patterns. The builder's cache knows the files by names, sizes and times.
     """
-    paths = [os.path.abspath(os.path.join(folder, file)) for file in files]
+    top = os.path.abspath(folder) if folder else ""
+    paths = [os.path.join(top, file) if top else os.path.abspath(file) for file in files]
     seen = hashlib.sha256()
     for path in paths:
-        state = os.stat(path) if os.path.exists(path) else None
-        seen.update(f"{path}\0{state and (state.st_size, state.st_mtime_ns)}\n".encode(errors="surrogateescape"))
+        try:
+            state = os.stat(path)
+            seen.update(f"{path}\0{state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        except OSError:  # a link to nowhere; its row is an unreadable picture
+            seen.update(f"{path}\n".encode(errors="surrogateescape"))
     return DataFilesList(paths, [(seen.hexdigest(),)])
 
 

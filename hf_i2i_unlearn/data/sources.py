@@ -118,7 +118,7 @@ class _readable:
         return self
 
     def __exit__(self, _, error, traceback):
-        known = (ValueError, StopIteration, IndexError, tarfile.TarError, datasets.exceptions.DatasetGenerationError)
+        known = (ValueError, OSError, StopIteration, IndexError, tarfile.TarError, datasets.exceptions.DatasetGenerationError)
         if isinstance(error, known) and not isinstance(error, InputError):
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise InputError(f"Cannot read '{self.source}' as {self.kind}: {reason or 'it holds no rows'}.") from error
