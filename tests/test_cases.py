@@ -132,6 +132,14 @@ def test_a_folder_without_pictures(tmp_path, names, said):
         load_source(write(tmp_path, *names), "train")
 
 
+def test_a_link_to_nothing_is_one_sentence_or_an_unreadable_picture(tmp_path):
+    source = Path(write(tmp_path, "cat/1.png", "dog/1.png"))
+    (source / "dog" / "2.png").symlink_to("/nowhere.png")
+    with pytest.raises(InputError, match="Cannot read '.*' as imagefolder: Local file .*2.png doesn't exist"):
+        load_source(str(source), "train")
+    assert len(list(undecoded(load_source(str(source), "train", streaming=True)))) == 3
+
+
 METADATA = {
     "metadata.csv": "file_name,owner\ncat/1.png,Jane\ndog/1.png,John\n",
     "metadata.jsonl": '{"file_name": "cat/1.png", "owner": "Jane"}\n{"file_name": "dog/1.png", "owner": "John"}\n',
