@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from hf_i2i_unlearn import (
     load_processor,
     undecoded,
 )
+from hf_i2i_unlearn.commands import evaluate as command
 from hf_i2i_unlearn.commands.words import parse_corruption
 from hf_i2i_unlearn.data.pairs import seeds_for
 from hf_i2i_unlearn.evaluation.completions import completions, embeddings
@@ -281,16 +281,12 @@ def evaluate(tmp_path, *argv, processes=1):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """The recipe called within this process: argv -> None."""
-    spec = importlib.util.spec_from_file_location("evaluate_recipe", ROOT / "recipes" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_recipe", module)
-    spec.loader.exec_module(module)
+    """The command called within this process: argv -> None."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", "--use_cpu", *map(str, argv)])
-        module.main()
+        command.main()
 
     return call
 
@@ -371,7 +367,7 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     assert list((tmp_path / "one").glob("ratio-*-hole.png"))
     assert (
         list((tmp_path / "one").glob("alpha-*-whole.png"))
-        and "| alpha | | 0.25 | 1.0 |" in (tmp_path / "one" / "table.md").read_text()
+        and "| alpha |  | 0.25 | 1.0 |" in (tmp_path / "one" / "table.md").read_text()
     )
     with pytest.raises(InputError, match=r"holds figures made with other options \(seed\)"):
         recipe(*argv, "--seed", 1, "--output_dir", "one")

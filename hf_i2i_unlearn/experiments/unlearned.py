@@ -1,0 +1,147 @@
+"""What a measurement of unlearned checkpoints draws and tabulates: maps, curves, ablations, and the section of a card."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from ..evaluation.completions import embeddings
+from ..evaluation.tables import before_after, feature_rows, feature_tables
+from ..reporting.plots import embedding_map, metric_curves
+from .measurement import CROSSED, some
+
+METRICS = {
+    "fid": "Frechet distance",
+    "inception_score": "Inception score",
+    "similarity": "similarity",
+    "accuracy": "accuracy",
+}
+LOGARITHMIC = ("alpha", "learning_rate", "max_steps")
+
+
+class Ablations:
+    """Runs that differ from the first one in one option.
+
+    Args:
+        runs: {model: the options of its run, {} if they are not known}. options: those in which runs are compared.
+    """
+
+    def __init__(self, runs: dict[str, dict], options: tuple[str, ...]):
+        self.runs, self.options = runs, options
+
+    def alike(self, option: str) -> list[str]:
+        """The models whose runs differ from the first one's in nothing but this option."""
+        first, others = next(iter(self.runs.values()), {}), [o for o in self.options if o != option]
+        return [name for name, run in self.runs.items() if all(run.get(o) == first.get(o) for o in others)]
+
+    def described(self) -> dict[str, dict]:
+        """{model: method and the options of its run}, for results.json."""
+        return {name: {k: run.get(k) for k in ("method", *self.options)} for name, run in self.runs.items()}
+
+    def table(self, found: dict, option: str) -> dict:
+        """Table 3 of the paper: a column per value of the option, a row per metric and set, of the first T."""
+        rows = feature_rows({next(iter(found)): next(iter(found.values()))})
+        models = sorted(self.alike(option), key=lambda m: (self.runs[m].get(option) is None, self.runs[m].get(option)))
+        values = [self.runs[m].get(option) for m in models]
+        lines = []
+        for place, (network, region) in enumerate(dict.fromkeys((r["network"], r["region"]) for r in rows)):
+            here = [r for r in rows if (r["network"], r["region"]) == (network, region)]
+            for key, title in (({} if place else {"mse": "hole MSE"}) | METRICS).items():
+                where = f" ({network}, {region})" if key != "mse" else ""
+                for which in ("retain", "forget"):
+                    at = {r["model"]: r.get(key) for r in here if r["set"] == which}
+                    if any(v is not None for v in at.values()):
+                        lines.append([f"{title}{where}", which, *(f"{at[m]:.3g}" for m in models)])
+        head = [option, "", *("all" if v is None else f"{v}" for v in values)]
+        return {"title": f"Against {option}", "caption": "", "head": head, "rows": lines}
+
+    def draw(self, found: dict, option: str, folder) -> list[str]:
+        """The metrics of the first T against the option; the names of the files."""
+        first, models = next(iter(found)), self.alike(option)
+        chosen = [r for r in feature_rows({first: found[first]}) if r["model"] in models]
+        chosen = [r | {option: self.runs[r["model"]].get(option)} for r in chosen]
+        if any(r[option] is None for r in chosen):
+            # No limit on the retain pictures means all of them: a word in the figure.
+            chosen = [r | {option: "all" if r[option] is None else f"{r[option]:g}"} for r in chosen]
+        return curves(chosen, option, folder, option.replace("_", " "), log=option in LOGARITHMIC)
+
+
+def curves(rows: list[dict], x: str, folder, label: str, log: bool = False) -> list[str]:
+    """The metrics against `x`, a figure per network and region; the names of the files. rows: of `feature_rows`, with `x`."""
+    made = []
+    for network, region in dict.fromkeys((r["network"], r["region"]) for r in rows):
+        chosen = [r for r in rows if (r["network"], r["region"]) == (network, region)]
+        name = f"{x}-{network.replace('/', '-').replace(' ', '-')}-{region}.png" if network else f"{x}.png"
+        metric_curves(chosen, x, {"mse": "hole MSE"} | METRICS, Path(folder) / name, label, log)
+        made.append(name)
+    return made
+
+
+def draw_maps(folder, corruption, models, reader, rows, network, regions, count: int, seed: int) -> list[str]:
+    """A t-SNE map of the embeddings of `count` pictures a set per region; the names of the files."""
+    made = []
+    for region in regions:
+        groups = {}
+        for n, r in some(rows, count).items():
+            seen = embeddings(models, reader, corruption, r, network, region, seed)
+            groups |= {f"{n} {k}": v for k, v in seen.items()}
+        made.append(f"tsne-{region}.png")
+        embedding_map(groups, Path(folder) / made[-1], seed)
+    return made
+
+
+def draw_crops(folder, found: dict, plan: dict, grid: tuple[int, int]) -> list[str]:
+    """The metrics against the share that centred crops hide, where there are several; the names of the files."""
+    crops = {
+        what: corruption.hidden(grid) / (grid[0] * grid[1])
+        for what, (corruption, crossed) in plan.items()
+        if what.startswith(("center:", "ratio:")) and not crossed
+    }
+    if len(crops) < 2:
+        return []
+    chosen = [r | {"ratio": crops[r["corruption"]]} for r in feature_rows(found) if r["corruption"] in crops]
+    return curves(chosen, "ratio", folder, "share of the picture that is cropped")
+
+
+def result_tables(found: dict[str, dict[str, dict]]) -> list[dict]:
+    """{T: {model: result}} as tables: errors of every model, then what the networks see, T by T."""
+    tables = []
+    for what, results in found.items():
+        crossed = " (the original completes the rest from what the model filled in; errors of whole pictures)"
+        title = what + (crossed if what.startswith(CROSSED) else "")
+        for name, result in results.items():
+            tables.append(before_after(result, title=title, caption=name if len(results) > 1 else ""))
+        tables += feature_tables(results, title)
+    return tables
+
+
+def card_tables(found: dict[str, dict[str, dict]]) -> list[dict]:
+    """The tables for the card of the one model that was measured."""
+    tables = []
+    for what, results in found.items():
+        result = next(iter(results.values()))
+        tables += [before_after(result, title=what), *feature_tables({"this model": result}, what)]
+    return tables
+
+
+def card_results(found: dict, dataset: str, where: str = "") -> list[EvalResult]:
+    """Before and after of every score, for a card's metadata. where: after the name of the network."""
+    results = []
+    for row in feature_rows(found):
+        seen = "whole pictures" if row["region"] == "whole" else "the hole alone"
+        for key, title in METRICS.items():
+            if key not in row:
+                continue
+            for when, prefix in (("before", "original_"), ("after", "")):
+                how = f"features of {seen} by {row['network']}{where} ({row['corruption']})"
+                results.append(
+                    EvalResult(
+                        task_type="image-to-image",
+                        dataset_type=dataset,
+                        dataset_name=dataset,
+                        dataset_config=row["set"],
+                        metric_type=key if key != "fid" or "Inception" in row["network"] else "frechet_distance",
+                        metric_name=f"{title}, {how}, {when} unlearning",
+                        metric_value=round(row[prefix + key], 4),
+                    )
+                )
+    return results
