@@ -35,8 +35,6 @@ OLD_DOORS = {"conversion", "conversion_mage", "loading"}  # names of before, whi
 
 NOT_YET: dict[str, set[str]] = {
     "public": {"more than 50 names"},
-    "recipes": {f"recipes/{name}.py" for name in ("evaluate", "evaluate_original", "unet_levels")},
-    "long recipes": {f"recipes/{name}.py" for name in ("evaluate", "evaluate_original", "unet_levels")},
 }
 
 

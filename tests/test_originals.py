@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from test_mage import make_mage
 from test_unet import make_unet
 
 from hf_i2i_unlearn import CenterCrop, Evaluator, I2IMage, ImageReader, InputError, RandomMask, undecoded
+from hf_i2i_unlearn.commands import evaluate_original as command
 from hf_i2i_unlearn.evaluation.trivial import Biharmonic, MeanColour, TrueTokens
 from hf_i2i_unlearn.originals.quality import against_trivial, load_original, original_table, verdict
 
@@ -158,11 +158,7 @@ def test_settings_of_generation(tmp_path, processor, checkpoint):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """The recipe called within this process: argv -> None."""
-    spec = importlib.util.spec_from_file_location("evaluate_original_recipe", ROOT / "recipes" / "evaluate_original.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    """The command called within this process: argv -> None."""
     monkeypatch.chdir(tmp_path)
     make_dataset(8).to_parquet(tmp_path / "data" / "train.parquet")
     make_dataset(20).to_parquet(tmp_path / "data" / "validation.parquet")
@@ -172,7 +168,7 @@ def recipe(tmp_path, monkeypatch):
         monkeypatch.setattr(
             sys, "argv", ["evaluate_original.py", "--use_cpu", "--dataset", str(tmp_path / "data"), *map(str, argv)]
         )
-        module.main()
+        command.main()
 
     return call
 

@@ -1,8 +1,6 @@
-"""recipes/unet_levels.py: noise's representation in the place of a picture's."""
+"""unet-levels: noise's representation in the place of a picture's."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +8,8 @@ from helpers.close import assert_close, is_close
 from test_unet import make_unet
 
 from hf_i2i_unlearn import CenterCrop
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-spec = importlib.util.spec_from_file_location("unet_levels", RECIPES / "unet_levels.py")
-recipe = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(recipe)
+from hf_i2i_unlearn.commands import unet_levels as command
+from hf_i2i_unlearn.experiments.unet_levels import levels_of, noise_from
 
 
 @pytest.fixture
@@ -31,12 +26,12 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
     mask, noise, seeds = CenterCrop(2)(unet.grid, torch.arange(2)), torch.randn(2, 3, 16, 16), [1, 2]
     hole = unet.hole(mask).expand(2, 3, 16, 16)
 
-    levels = recipe.levels_of(unet.model)
+    levels = levels_of(unet.model)
     names = ["all levels", "down block 1 and after", "down block 2 and after", "the middle block"]
     assert list(levels) == names
 
     def completed(name, seed):
-        with recipe.noise_from(unet.model, levels[name], noise):
+        with noise_from(unet.model, levels[name], noise):
             return unet.generate(pictures(seed), mask, seeds)[hole]
 
     assert torch.equal(completed(names[0], 1), completed(names[0], 2))
@@ -46,7 +41,7 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
     time, inputs = torch.tensor(0.5), noise.repeat(1, 2, 1, 1)
     plain = unet.model(inputs, time).sample
     for name in names:
-        with recipe.noise_from(unet.model, levels[name], noise):
+        with noise_from(unet.model, levels[name], noise):
             assert_close(unet.model(inputs, time).sample, plain)
             other = unet.model(torch.cat([pictures(3)] * 2, 1), time).sample
         assert is_close(other, plain) == (name == names[0])
@@ -57,7 +52,7 @@ def test_with_all_levels_replaced_nothing_of_the_picture_is_left(unet):
 def test_the_table_of_the_demo(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["unet_levels.py", "--config", "unet_levels_mnist",
                                       "--denoising_steps", "2", "--eval_samples", "8", "--features", "demo"])  # fmt: skip
-    recipe.main()
+    command.main()
     table = capsys.readouterr().out
     assert "8 pictures of split 'validation', center:3, 2 steps, seed 0" in table
     errors, features = table.split("| mnist-demo |")

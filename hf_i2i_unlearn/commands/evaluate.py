@@ -43,8 +43,8 @@ class Arguments(SplitArguments):
     cross_validation: list[str] | None = field(
         default=None,
         metadata={
-            "help": "T under which to cross-validate too (App. E.2): the original completes the rest from what the model filled "
-            "in."
+            "help": "T under which to cross-validate too (App. E.2): the original completes the rest from what the model "
+            "filled in."
         },
     )
     features: list[str] | None = field(
@@ -72,8 +72,8 @@ class Arguments(SplitArguments):
     figures: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Draw and list the metrics against an option in which runs differ that are otherwise like the first model's, "
-            f"of {', '.join(ABLATIONS)}."
+            "help": "Draw and list the metrics against an option in which runs differ that are otherwise like the first "
+            f"model's, of {', '.join(ABLATIONS)}."
         },
     )
     card: bool = field(

@@ -1,6 +1,8 @@
-"""What the words for networks and regions mean. It imports nothing, for every `--help` reads it."""
+"""The words for networks, regions and trivial completions. It imports nothing, for every `--help` reads it."""
 
 REGIONS = ("whole", "hole")  # what a feature network is shown: the whole picture, or the hole alone (`crop_to_hole`)
+
+TRIVIAL_WORDS = ("mean", "biharmonic")  # completions that have learnt nothing (`trivial`)
 
 FEATURES_HELP = (
     "demo (a small classifier of digits, embedded), clip or clip:ID (any CLIPModel; ViT-H-14 if not given), classifier:ID (any "
