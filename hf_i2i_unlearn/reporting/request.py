@@ -45,7 +45,10 @@ def details(request: dict) -> list[str]:
     """What stands behind it, a sentence each."""
     grades, found, lines = request["grades"], request["honoured"], []
     if found["of"]:
-        lines.append(f"That is a share of {percent(found['share'])}; with 95% confidence {between(found)}.")
+        lines.append(
+            f"{found['count']} of {found['of']} can no longer be completed: {percent(found['share'])}; with 95% confidence "
+            f"{between(found)}."
+        )
     counts = [f"{grades[g]} {g}" for g in reversed(ORDER) if grades.get(g)]
     lines.append(f"By grade: {', '.join(counts)}.")
     if request["total"] is not None and len(request["pictures"]) < request["total"]:
@@ -94,7 +97,7 @@ def remains(request: dict) -> list[str]:
         )
     near = sum(len(some) for some in request.get("copies", {}).get("of", {}).values())
     if near:
-        lines.append(f"{near} copies of these pictures were found in the sources; the record lists them by hash.")
+        lines.append(f"{near} other pictures are copies of these, or look much like them; the record lists them by hash.")
     lines.append("The pictures were suppressed, not erased: further training may bring them back. The audit says how fast.")
     return lines
 
