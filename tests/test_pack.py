@@ -40,3 +40,20 @@ def test_pack_keeps_labels_and_names_and_the_chosen_classes(tmp_path):
 def test_pack_refuses_nonsense(tmp_path):
     done = pack("--dataset", "mnist-demo", "--size", 0, "--output_dir", tmp_path / "small")
     assert done.returncode == 2 and "size" in done.stderr and not (tmp_path / "small").exists()
+
+
+def test_pack_reads_pictures_as_training_does(tmp_path):
+    """Transparency lies on the background; what cannot be read is refused, or left out."""
+    folder = tmp_path / "photos" / "train" / "ink"
+    folder.mkdir(parents=True)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "clear.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    options = ["--dataset", tmp_path / "photos", "--splits", "train", "--size", 8]
+    done = pack(*options, "--output_dir", tmp_path / "refused")
+    assert done.returncode == 2 and "broken.png" in done.stderr and "--on_corrupt skip" in done.stderr
+    done = pack(*options, "--on_corrupt", "skip", "--background", "#ff0000", "--output_dir", tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    packed = load_source(str(tmp_path / "small"), "train")
+    assert len(packed) == 1 and np.asarray(packed[0]["image"])[0, 0].tolist() == [255, 0, 0]
+    done = pack(*options, "--on_corrupt", "skip", "--background", "rde", "--output_dir", tmp_path / "other")
+    assert done.returncode == 2 and "'rde' is no colour" in done.stderr

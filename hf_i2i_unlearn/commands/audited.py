@@ -60,7 +60,7 @@ def run_audit(args, command: str = "") -> dict:
         "forget": sets.description["forget"],  # in which the names, that may be those of people, are counted and hashed
     }
     processor = load_processor(args.model if Path(args.model, "preprocessor_config.json").is_file() else original_path)
-    reader = ImageReader(processor, model.channels, None, run.get("on_corrupt", "refuse"))
+    reader = ImageReader(processor, model.channels, None, run.get("on_corrupt", "refuse"), run.get("background", "white"))
     compared = compared_with(args, split_args, family, model)
     options = AuditOptions(**{f.name: getattr(args, f.name) for f in fields(AuditOptions)})
     audit = Audit(model, original, sets, reader, corruption, options, masks, None, compared, facts)

@@ -151,7 +151,7 @@ def verify(args, run: dict) -> dict:
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     forget = first_rows(splits.forget, args.eval_samples)
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
-    reader = ImageReader(load_processor(original_path), model.channels, None, args.on_corrupt)
+    reader = ImageReader(load_processor(original_path), model.channels, None, args.on_corrupt, args.background)
     corruption = parse_corruption(certified["identity"]["corruption"], several=True)
     verdicts = judge(model, original, reader, corruption, forget, unseen, args.batch_size, certified["seed"])
     same, checks = _checks(splits, RunFolder(args.model), certified)

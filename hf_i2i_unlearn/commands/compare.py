@@ -77,12 +77,12 @@ def main() -> None:
     )
     eval_corruption.check(original.grid)
     pictures, processor = NamedPictures(args), load_processor(path)
-    reader = ImageReader(processor, original.channels)
+    reader = ImageReader(processor, original.channels, background=args.background)
     frontier = Frontier(folder, original, pictures.rows, reader, eval_corruption, training.seed, args.pictures)
     runs = Comparison(
         folder, lambda: load_original(path, args.generation), original, processor, pictures, training, corruption,
         max(args.measure_at), frontier.measure, noise_maker(pictures.forget, reader, args.noise_rank, training.seed),
-        find_distance(args.distance),
+        find_distance(args.distance), background=args.background,
     )  # fmt: skip
     RunFolder(folder).claim(args, training, what="runs", free=FREE)
     limits = {

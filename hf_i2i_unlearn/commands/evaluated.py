@@ -53,7 +53,8 @@ def run_evaluation(args, runs: dict[str, dict]) -> None:
     original, models = load_models(args, paths, runs, accelerator.device)
     for corruption, _ in plan.values():
         corruption.check(original.grid)
-    reader = ImageReader(load_processor(DEMOS.get(args.original, args.original)), original.channels, None, args.on_corrupt)
+    processor = load_processor(DEMOS.get(args.original, args.original))
+    reader = ImageReader(processor, original.channels, None, args.on_corrupt, args.background)
     splits = build_splits(args)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     evaluator = Evaluator(

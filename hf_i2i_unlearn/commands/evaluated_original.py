@@ -52,7 +52,8 @@ def run_measurement(args) -> None:
     if original.family == "mage":
         rules["true tokens"] = TrueTokens(original)  # no completion, but the most that one can reach
     weights = {name: name for name in rules} | {name: hash_weights(model) for name, model in models.items()}
-    reader = ImageReader(load_processor(DEMOS.get(args.model, args.model)), original.channels, None, args.on_corrupt)
+    processor = load_processor(DEMOS.get(args.model, args.model))
+    reader = ImageReader(processor, original.channels, None, args.on_corrupt, args.background)
     rows, description = pictures(args)
     if accelerator.is_main_process:
         described = [network.describe() for network in networks]

@@ -123,7 +123,8 @@ class Run:
         original = original_of(model)
         corruption = parse_corruption(args.corruption, several=True)
         splits = build_splits(args)
-        reader = ImageReader(processor, model.channels, AUGMENTATIONS[args.augment], args.on_corrupt)
+        augment = AUGMENTATIONS[args.augment]
+        reader = ImageReader(processor, model.channels, augment, args.on_corrupt, args.background)
         noise = make_noise(
             args.noise,
             lambda: pixel_batches(splits.forget, reader.plain),

@@ -142,11 +142,11 @@ def prepare(args: Arguments, training: UnlearningConfig):
     for corruption in corruptions.values():
         corruption.check(original.grid)
     pictures, processor = NamedPictures(args), load_processor(path)
-    reader = ImageReader(processor, original.channels, None, args.on_corrupt)
+    reader = ImageReader(processor, original.channels, None, args.on_corrupt, args.background)
     runs = Comparison(
         folder, load, original, processor, pictures, training, parse_corruption(args.corruption), max(args.measure_at), None,
         noise_maker(pictures.forget, reader, args.noise_rank, training.seed), find_distance(args.distance), args.on_corrupt,
-        AUGMENTATIONS[args.augment],
+        AUGMENTATIONS[args.augment], args.background,
     )  # fmt: skip
     evaluator = Evaluator(
         original, halves(pictures.rows), reader, next(iter(corruptions.values())), args.batch_size, training.seed,

@@ -57,7 +57,7 @@ def main() -> None:
     evaluator = Evaluator(
         model,
         {args.eval_split: rows},
-        ImageReader(load_processor(path), model.channels),
+        ImageReader(load_processor(path), model.channels, background=args.background),
         corruption,
         seed=args.seed,
         features=load_features(args.features),

@@ -31,6 +31,9 @@ class SourceArguments:
     label_column: str = field(
         default="label", metadata={"help": "Column that holds the classes; in tar shards the extension, such as cls."}
     )
+    background: str = field(
+        default="white", metadata={"help": "The colour behind transparent pictures: a name such as white, or #rrggbb."}
+    )
 
 
 @dataclass

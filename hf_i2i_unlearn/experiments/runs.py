@@ -115,7 +115,7 @@ class Comparison:
         corruption: T in training. max_steps: length of the schedule; a run ends at the last step that is asked for.
         measure: (model, setting, step, what) -> figures, any JSON. None: who makes it sets `measure` before the first run.
         noise: label -> the noise n, asked for once. distance: of the representations.
-        augment (in training), on_corrupt: see `ImageReader`.
+        augment (in training), on_corrupt, background: see `ImageReader`.
 
     Raises:
         InputError: an average of weights is asked for, which exists only at the end of a run.
@@ -136,6 +136,7 @@ class Comparison:
         distance: Distance = MSE,
         on_corrupt: str = "refuse",
         augment: Callable | None = None,
+        background: str = "white",
     ):
         if training.ema_decay:
             raise InputError(
@@ -145,9 +146,9 @@ class Comparison:
         self.pictures, self.training, self.corruption, self.max_steps = pictures, training, corruption, max_steps
         self.measure: Any = measure
         self.make_noise, self.distance = noise, distance
-        self.on_corrupt, self.augment = on_corrupt, augment
         self.key = {"original": hash_weights(original)}
-        self.reader = ImageReader(processor, original.channels, None, on_corrupt)
+        self.training_reader = ImageReader(processor, original.channels, augment, on_corrupt, background)
+        self.reader = self.training_reader.plain
         self._noises, self._known = {}, {}
 
     def noise(self, label: str) -> Noise:
@@ -251,8 +252,7 @@ class Comparison:
             eval_dataset=self.pictures.rows if setting.retain_bound else None,  # a report on the bound needs them
             noise=self.noise(setting.noise),
             original=self.original,
-            augment=self.augment,
-            on_corrupt=self.on_corrupt,
+            reader=self.training_reader,
             callbacks=[callback],
             method=method,
             distance=self.distance,

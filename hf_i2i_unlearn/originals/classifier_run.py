@@ -54,7 +54,7 @@ def train_classifier(args, training: PretrainingConfig, command: str) -> dict:
     set_seed(training.seed)
     size = {"height": args.image_size, "width": args.image_size}
     processor = ViTImageProcessorPil(size=size, resample=3, do_normalize=False)
-    reader = ImageReader(processor, args.channels, None, args.on_corrupt)
+    reader = ImageReader(processor, args.channels, None, args.on_corrupt, args.background)
 
     def pictures(split, seed=None):
         source = load_classes(args, split, args.classes)

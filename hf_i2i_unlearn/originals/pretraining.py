@@ -45,6 +45,7 @@ class PretrainingTrainer(I2ITrainer):
         augment=None,
         on_corrupt: str = "refuse",
         sample_rows: Sequence[dict] = (),
+        background: str = "white",
         **kwargs,
     ):
         if isinstance(train_dataset, SingleImageStream) and args.max_steps <= 0:
@@ -55,7 +56,7 @@ class PretrainingTrainer(I2ITrainer):
         for corruption in corruptions:
             corruption.check(model.grid)
         self.corruptions, self.shares = list(corruptions), torch.tensor(list(corruptions.values()), dtype=torch.float)
-        collator = ImageCollator(ImageReader(processing_class, model.channels, augment, on_corrupt))
+        collator = ImageCollator(ImageReader(processing_class, model.channels, augment, on_corrupt, background))
         model.check_pixels(collator([_first_readable(train_dataset, collator.reader)])["pixel_values"])
         super().__init__(
             model=TrainingLoss(model),
@@ -69,7 +70,7 @@ class PretrainingTrainer(I2ITrainer):
             raise InputError("FSDP is for unlearning; train an original on several devices as copies (DDP).")
         self._prepared_step = None
         if sample_rows:
-            reader = ImageReader(processing_class, model.channels, None, on_corrupt)
+            reader = ImageReader(processing_class, model.channels, None, on_corrupt, background)
             self.add_callback(SampleCallback(self, sample_rows, reader, self.corruptions[0]))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

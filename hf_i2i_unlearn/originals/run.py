@@ -53,6 +53,7 @@ def pretrain(args, training: PretrainingConfig, corruptions: dict[Corruption, fl
         augment,
         args.on_corrupt,
         (rows or first_rows(dataset, args.samples))[:: max(1, len(rows) // max(1, args.samples))][: args.samples],
+        args.background,
     )
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count = "a stream of" if args.streaming else f"{len(dataset):,}"
@@ -88,7 +89,7 @@ def make_pictures(args, dataset, seed: int) -> SingleImages | SingleImageStream:
 
 def measure(model, rows, corruptions, processor, args, trainer) -> dict:
     """Figures of the result on pictures that it was not trained on: of the reconstruction, or of the completion by T."""
-    reader = ImageReader(processor, model.channels, None, args.on_corrupt)
+    reader = ImageReader(processor, model.channels, None, args.on_corrupt, args.background)
     if isinstance(model, MageTokenizerTraining):
         result = model.eval().figures(pixel_batches(rows, reader))
         print(
