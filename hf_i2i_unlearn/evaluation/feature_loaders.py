@@ -1,18 +1,10 @@
 """Feature networks: what pictures are measured by. Each knows its input and says in a report what it is.
 
-A network is one word in the recipes, see `FEATURES_HELP`.
+A network is one word in the recipes, see `FEATURES_HELP`. What loads it is imported when it is asked for.
 """
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    CLIPConfig,
-    CLIPVisionModelWithProjection,
-    ResNetConfig,
-    ResNetForImageClassification,
-)
 
 from ..data.reading import load_processor
 from ..errors import InputError
@@ -59,6 +51,8 @@ def _load(text: str) -> FeatureNetwork:
 
 def load_clip(path: str) -> FeatureNetwork:
     """The image embedding of a CLIP model (after its projection), Hub id or folder of a `CLIPModel`."""
+    from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
     config = _config(path)
     if not isinstance(config, CLIPConfig):
         raise InputError(f"'{path}' holds a '{config.model_type}' model, expected 'clip'; for others take classifier:{path}.")
@@ -89,6 +83,8 @@ class _ImageEmbedding(nn.Module):
 
 def load_classifier(path: str) -> FeatureNetwork:
     """Any image classifier of transformers, Hub id or folder: its features are what its last linear layer reads."""
+    from transformers import AutoModelForImageClassification
+
     model, missing = _load_model(AutoModelForImageClassification, path)
     _refuse_missing(path, missing)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == model.config.num_labels]
@@ -152,6 +148,8 @@ def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork
 
 def load_places365(file: str) -> FeatureNetwork:
     """The ResNet-50 of Places-365 (resnet50_places365.pth.tar, Zhou et al., 2017), as a `ResNetForImageClassification`."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
     state = read_tensors(file)
     state = {_resnet_key(k.removeprefix("module.")): v for k, v in state.items()}
     model = ResNetForImageClassification(ResNetConfig(num_labels=365))  # its defaults are those of ResNet-50 v1.5
@@ -194,6 +192,8 @@ def _fill(network, state, file, what):
 
 
 def _config(path):
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

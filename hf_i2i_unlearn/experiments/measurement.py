@@ -1,6 +1,8 @@
 """Several models measured under several T from one original, each once, and what that leaves in a folder."""
 
 import csv
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from ..storage import kept, read_kept, write_json, write_text
 CROSSED = "cross_validation "  # stands before the name of a T under which is cross-validated
 
 
-def plan_of(corruptions: list[Corruption], crossed: list[Corruption] = ()) -> dict[str, tuple[Corruption, bool]]:
+def plan_of(corruptions: Sequence[Corruption], crossed: Sequence[Corruption] = ()) -> dict[str, tuple[Corruption, bool]]:
     """{name: (T, whether the original completes the rest)}. crossed: T under which is cross-validated (App. E.2)."""
     plan = {str(corruption): (corruption, False) for corruption in corruptions}
     return plan | {f"{CROSSED}{corruption}": (corruption, True) for corruption in crossed}
@@ -49,7 +51,7 @@ class Cells:
                 if (what, name) in todo and (accelerator is None or accelerator.is_main_process):
                     print(f"[{todo.index((what, name)) + 1}/{len(todo)}] {name}, {what}", flush=True)
                 file, key = self._file(what, name), self._key(name)
-                found[what][name] = kept(file, key, lambda e=evaluator, m=model: e(m), accelerator)
+                found[what][name] = kept(file, key, partial(evaluator, model), accelerator)
         return found
 
     def _known(self, what, name):

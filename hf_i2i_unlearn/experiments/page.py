@@ -49,9 +49,9 @@ def how_it_was_chosen(made: PaperTables) -> str:
         f"Every method was tuned with seed {effort.seeds[0]} over learning rates {rates}, alpha {alphas} and {steps} steps. "
         f"Chosen is the point that forgets most of those whose retain cost is at most {1 + effort.tolerance:g} times the "
         f"original's, both by {by} under `{made.whats[0]}`, **on one half of the evaluation pictures (select); all figures "
-        "here are those of the other half (report)**, which no choice has seen. Other seeds only repeat the chosen "
-        f"setting; the ablations change one thing in that of `{made.tuning.subject}`. R: retain (should stay as the original), "
+        "here are those of the other half (report)**, which no choice has seen. Other seeds only repeat the chosen setting; "
+        f"the ablations change one thing in that of `{made.tuning.subject}`. R: retain (should stay as the original), "
         f"F: forget (should move away). Mean ± standard deviation over seeds ({seeds} in the main table, {others} in the "
-        "others); (x1.10): times the original. Accuracy: share of pictures that get the class of the true picture. FD is the Frechet "
-        "distance in the features of the network named, no FID unless that is Inception."
+        "others); (x1.10): times the original. Accuracy: share of pictures that get the class of the true picture. "
+        "FD is the Frechet distance in the features of the network named, no FID unless that is Inception."
     )

@@ -53,5 +53,5 @@ def with_noise(model: I2IUNet, name: str, seed: int) -> I2IUNet:
         with noise_from(copy.model, modules, torch.randn(pixels.shape, generator=generator)):
             return model.__class__.generate(copy, pixels, mask, seeds)
 
-    copy.generate = generate
+    copy.generate = generate  # type: ignore[method-assign]  # of this one object
     return copy
