@@ -51,7 +51,7 @@ class Cells:
                 if (what, name) in todo and (accelerator is None or accelerator.is_main_process):
                     print(f"[{todo.index((what, name)) + 1}/{len(todo)}] {name}, {what}", flush=True)
                 file, key = self._file(what, name), self._key(name)
-                found[what][name] = kept(file, key, partial(evaluator, model), accelerator)
+                found[what][name] = kept(file, key, partial(evaluator, model), accelerator)  # type: ignore[misc]
         return found
 
     def _known(self, what, name):
