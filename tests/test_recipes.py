@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
-def launch(*argv, cwd, check=True):
+def launch(*argv, cwd, check=True, recipe="unlearn_mae"):
     return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "unlearn_mae.py"), *map(str, argv)],
+        [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *map(str, argv)],
         cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
@@ -254,14 +254,7 @@ def test_pretraining_makes_a_loadable_model_and_resumes(tmp_path):
             "true",
             *more,
         ]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / "pretrain.py"), *map(str, argv)],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        done = launch(*argv, cwd=tmp_path, recipe="pretrain")
         assert "random:0.75: hole MSE" in done.stdout
         return load_file(tmp_path / folder / "model.safetensors")
 
@@ -278,14 +271,7 @@ def test_comparison(checkpoint, photographs, tmp_path):
             "--tolerance", 10, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "true"]  # fmt: skip
 
     def compare():
-        return subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv)],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        return launch(*argv, cwd=tmp_path, recipe="compare").stdout
 
     out = compare()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -301,13 +287,7 @@ def test_comparison(checkpoint, photographs, tmp_path):
     (tmp_path / "out" / "runs" / "ours-lr0.01-alpha0.5.json").unlink()
     again = compare()
     assert [line for line in again.splitlines() if line.startswith("[")] == ["[4/22] ours-lr0.01-alpha0.5"]
-    mixed = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "compare.py"), *map(str, argv), "--corruption", "center:1"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    mixed = launch(*argv, "--corruption", "center:1", cwd=tmp_path, check=False, recipe="compare")
     assert mixed.returncode == 2 and "holds runs made with other options (corruption)" in mixed.stderr
     repeated = json.loads((tmp_path / "out" / "results.json").read_text())
     for one, two in zip(results["points"], repeated["points"]):
@@ -323,14 +303,7 @@ def test_diffusion(photographs, processor, tmp_path, sampler):
     argv = ["--model", tmp_path / "unet", "--dataset", photographs, "--forget_classes", "cat", "--corruption", "center:8",
             "--denoising_steps", 3, "--sampler", sampler, "--max_steps", 2, "--eval_samples", 4, "--pictures", 2,
             "--learning_rate", 1e-3, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "true"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "unlearn_diffusion.py"), *map(str, argv)],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = launch(*argv, cwd=tmp_path, recipe="unlearn_diffusion")
     assert "| forget | 4 |" in done.stdout
     unlearned = UNet2DModel.from_pretrained(tmp_path / "out")
     moved = {n for n, p in unlearned.named_parameters() if not torch.equal(p, original.model.get_parameter(n))}

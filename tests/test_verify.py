@@ -40,8 +40,9 @@ def request_of_three(tmp_path, checkpoint):
     make_dataset(64).select(range(32, 64)).to_parquet(tmp_path / "data" / "validation.parquet")
     (tmp_path / "request.txt").write_text("ant/000.png\nbee/001.png\ncat/002.png\n")
     return [
-        "--model", checkpoint, "--dataset", tmp_path / "data", "--forget_list", "request.txt", "--corruption", "center:2", "--use_cpu",
-        "true", "--disable_tqdm", "true", "--pictures", 0, "--learning_rate", "1e-2", "--save_strategy", "no", "--eval_strategy", "no",
+        "--model", checkpoint, "--dataset", tmp_path / "data", "--forget_list", "request.txt", "--corruption", "center:2",
+        "--use_cpu", "true", "--disable_tqdm", "true", "--pictures", 0, "--learning_rate", "1e-2", "--save_strategy", "no",
+        "--eval_strategy", "no",
     ]  # fmt: skip
 
 

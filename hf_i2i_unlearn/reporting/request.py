@@ -63,8 +63,7 @@ def details(request: dict) -> list[str]:
     )
     if request["seen"]:
         lines.append(
-            f"They were compared with {request['unseen']}, which the original may have been trained on: they may be too "
-            "kind."
+            f"They were compared with {request['unseen']}, which the original may have been trained on: they may be too kind."
         )
     for name, word in (("missed", "never trained on"), ("unreadable", "could not be read, and were not judged")):
         if request[name]:
