@@ -1,13 +1,27 @@
 """A method, a mask and a metric of your own, compared with the paper's method on the embedded demo: one table.
 
-    python recipes/own_method.py
+Run it as it is: python recipes/own_method.py
 """
 
 import torch
 from torch.nn.functional import avg_pool2d
 
-from hf_i2i_unlearn import METHODS, Corruption, EncodedTarget, Method, Metric, UnlearningConfig, by_classes
-from hf_i2i_unlearn import compare, comparison_table, load_model, load_processor, load_source, select, undecoded
+from hf_i2i_unlearn import (
+    METHODS,
+    Corruption,
+    EncodedTarget,
+    Method,
+    Metric,
+    UnlearningConfig,
+    by_classes,
+    compare,
+    comparison_table,
+    load_model,
+    load_processor,
+    load_source,
+    select,
+    undecoded,
+)
 
 
 class Blurred(EncodedTarget):

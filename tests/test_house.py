@@ -242,14 +242,17 @@ def test_recipes_use_public_names_only():
 
 
 def test_recipes_are_short():
-    """Lines of code, without the docstring, comments and blank lines."""
+    """Lines of code, without docstring and imports (which the formatter breaks), comments and blank lines."""
     found = {}
     for file in RECIPES:
         text = file.read_text()
-        written = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-        docstring = [line for line in (ast.get_docstring(ast.parse(text)) or "").splitlines() if line.strip()]
-        if len(written) - len(docstring) > LONGEST_RECIPE:
-            found[f"recipes/{file.name}"] = f" has {len(written) - len(docstring)} lines of code, more than {LONGEST_RECIPE}"
+        body = ast.parse(text).body
+        told = [body[0], *(node for node in body if isinstance(node, (ast.Import, ast.ImportFrom)))]
+        left_out = {number for node in told for number in range(node.lineno, node.end_lineno + 1)}
+        written = [line.strip() for number, line in enumerate(text.splitlines(), 1) if number not in left_out]
+        count = sum(bool(line) and not line.startswith("#") for line in written)
+        if count > LONGEST_RECIPE:
+            found[f"recipes/{file.name}"] = f" has {count} lines of code, more than {LONGEST_RECIPE}"
     rest("long recipes", found)
 
 

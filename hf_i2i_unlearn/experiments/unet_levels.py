@@ -1,6 +1,7 @@
 """Noise's representation in the place of a picture's, in some levels of a U-Net's encoder."""
 
 import contextlib
+from typing import Any
 
 import torch
 
@@ -46,7 +47,8 @@ def noise_from(unet: torch.nn.Module, modules: list[torch.nn.Module], noise: tor
 
 def with_noise(model: I2IUNet, name: str, seed: int) -> I2IUNet:
     """A copy that completes pictures with noise's representation in the levels of that name; n of each picture is its own."""
-    copy, generator = model.frozen_copy(), torch.Generator().manual_seed(seed)
+    copy: Any = model.frozen_copy()
+    generator = torch.Generator().manual_seed(seed)
     modules = levels_of(copy.model)[name]
 
     def generate(pixels, mask, seeds=None):
