@@ -12,6 +12,9 @@ from ..storage import differences, read_json, write_json
 from .verdicts import SUPPRESSED, overall, verdicts
 
 
+FORMERLY = {"report", "report_pictures"}  # options that say nothing of a figure, which older files have
+
+
 class Book:
     """`audit.json`: finished parts, written at once, and the options that they hold for. Without a file nothing is kept.
 
@@ -24,7 +27,7 @@ class Book:
         self.content: dict[str, Any] = {"options": options, "sets": {}, "parts": {}}
         old = read_json(file) if file else {}
         if old:
-            changed = differences(old["options"], options)
+            changed = differences({k: v for k, v in old["options"].items() if k not in FORMERLY}, options)
             if changed:
                 raise InputError(
                     f"'{file}' holds an audit under other options ({', '.join(changed)}); "
