@@ -20,6 +20,12 @@ from hf_i2i_unlearn.data.decoding import picture_hash
 SAVED = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
 
 
+def break_off(trainer):
+    """Train until `StopAt` ends it."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+
+
 def test_every_picture_is_counted(tmp_path, processor):
     """Two epochs: each twice; also over a break."""
     trainer = make_trainer(tmp_path, processor)
@@ -27,7 +33,7 @@ def test_every_picture_is_counted(tmp_path, processor):
     wanted = {picture_hash(row): 2 for row in FORGET}
     assert len(wanted) == len(FORGET) and trainer.accounting.counts == wanted and not trainer.accounting.missed
     options = {"save_strategy": "steps", "save_steps": 1}
-    make_trainer(tmp_path / "broken", processor, callbacks=[StopAt(3)], **options).train()
+    break_off(make_trainer(tmp_path / "broken", processor, callbacks=[StopAt(3)], **options))
     resumed = make_trainer(tmp_path / "broken", processor, **options)
     resumed.train("true")
     assert resumed.accounting.counts == wanted
@@ -51,14 +57,16 @@ def test_a_picture_that_was_never_trained_on_is_missed(tmp_path, processor):
 )
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_checkpoint_belongs_to_its_request(tmp_path, processor, change, words, finished):
-    callbacks = [] if finished else [StopAt(1)]
-    make_trainer(tmp_path, processor, callbacks=callbacks, **SAVED).train()
+    if finished:
+        make_trainer(tmp_path, processor, **SAVED).train()
+    else:
+        break_off(make_trainer(tmp_path, processor, callbacks=[StopAt(2)], **SAVED))
     with pytest.raises(InputError, match=words):
         make_trainer(tmp_path, processor, **SAVED | change).train("true")
 
 
 def test_the_same_pictures_in_another_order_are_the_same_request(tmp_path, processor):
-    make_trainer(tmp_path, processor, callbacks=[StopAt(1)], **SAVED).train()
+    break_off(make_trainer(tmp_path, processor, callbacks=[StopAt(2)], **SAVED))
     order = list(reversed(range(len(FORGET))))
     make_trainer(tmp_path, processor, pairs=ForgetRetainPairs(FORGET.select(order), RETAIN, 5), **SAVED).train("true")
 
@@ -77,7 +85,7 @@ def test_a_run_without_a_step_is_refused(tmp_path, processor, options, words):
 
 
 def test_a_run_that_moves_no_weight_is_refused(tmp_path, processor):
-    with pytest.raises(RunError, match="No weight has moved in 1 steps .* above 0"):
+    with pytest.raises(RunError, match="No weight has moved in 1 steps.*above 0"):
         make_trainer(tmp_path, processor, learning_rate=0.0, max_steps=1).train()
 
 

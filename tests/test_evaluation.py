@@ -18,17 +18,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    CenterCrop,
-    CenterRatio,
-    Evaluator,
-    FeatureNetwork,
-    ImageReader,
-    InputError,
-    RandomMask,
-    load_processor,
-    undecoded,
-)
+from hf_i2i_unlearn import CenterCrop, Evaluator, FeatureNetwork, ImageReader, InputError, RandomMask, load_processor, undecoded
 from hf_i2i_unlearn.commands import evaluate as command
 from hf_i2i_unlearn.commands.words import parse_corruption
 from hf_i2i_unlearn.data.pairs import seeds_for
@@ -36,6 +26,7 @@ from hf_i2i_unlearn.evaluation.completions import completions, embeddings
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
 from hf_i2i_unlearn.evaluation.metrics import hole_mse
 from hf_i2i_unlearn.evaluation.tables import feature_rows, feature_table, markdown_table
+from hf_i2i_unlearn.methods.corruptions import CenterRatio
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(undecoded(make_dataset(10)))

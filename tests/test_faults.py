@@ -28,6 +28,7 @@ from hf_i2i_unlearn.training.checkpoints import ASIDE, checkpoints, is_whole, la
 
 EVERY_2 = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 FILES = {
+    "unlearning.json",
     "optimizer.pt",
     "preprocessor_config.json",
     "rng_state.pth",

@@ -23,8 +23,9 @@ from test_mage import make_mage
 from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import InputError, PushError, load_model
+from hf_i2i_unlearn import InputError, load_model
 from hf_i2i_unlearn.reporting import hub
+from hf_i2i_unlearn.reporting.hub import PushError
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -61,7 +62,7 @@ def environment(server, tmp_path, token="hf_writer"):
 def folder(tmp_path):
     """What a run leaves behind, and more that is nobody's business."""
     names = [
-        "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json",
+        "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json", "request.json",
         "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
         # not for others:
         "training_args.json", "training_args.bin", "optimizer.pt", "request.txt", "checkpoint-5/model.safetensors",
@@ -74,7 +75,7 @@ def folder(tmp_path):
 
 
 PUSHED = {
-    "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json",
+    "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json", "request.json",
     "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
 }  # fmt: skip
 
@@ -279,7 +280,16 @@ def test_a_round_trip_over_http(runs, family, kind):
     weights = {"lora": "adapter_model.safetensors"}.get(
         kind, "diffusion_pytorch_model.safetensors" if family == "diffusion" else "model.safetensors"
     )
-    common = {weights, "README.md", "preprocessor_config.json", "before_after.png", "run.yaml", "run.json", "figures.json"}
+    common = {
+        weights,
+        "README.md",
+        "preprocessor_config.json",
+        "before_after.png",
+        "run.yaml",
+        "run.json",
+        "request.json",
+        "figures.json",
+    }
     own = {name for name in pushed if name.endswith(".py")} if family == "mage" and kind == "full" else set()
     own |= {"scheduler/scheduler_config.json", "i2i_model.json"} if family == "diffusion" and kind == "full" else set()
     assert set(pushed) == common | own | {"adapter_config.json" if kind == "lora" else "config.json"}
@@ -373,7 +383,7 @@ def test_a_failed_push_leaves_a_whole_folder_and_a_command(tmp_path):
         folder = tmp_path / "unlearned-mnist-mae"
         names = {f.name for f in folder.iterdir() if f.is_file()}
         pushed = {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "README.md",
-                  "before_after.png", "run.yaml", "run.json", "figures.json"}  # fmt: skip
+                  "before_after.png", "run.yaml", "run.json", "request.json", "figures.json"}  # fmt: skip
         assert names == pushed | {"training_args.json"}
         assert server.files("me/unlearned-mnist-mae") == {}
         client = [str(Path(sys.executable).with_name("hf")), *shlex.split(retry)[1:]]

@@ -19,16 +19,7 @@ from test_mage import make_mage
 from test_unet import make_unet
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_i2i_unlearn import (
-    CenterCrop,
-    I2IMage,
-    I2IUNet,
-    InputError,
-    PretrainingConfig,
-    PretrainingTrainer,
-    RandomMask,
-    undecoded,
-)
+from hf_i2i_unlearn import CenterCrop, I2IMage, I2IUNet, InputError, RandomMask, undecoded
 from hf_i2i_unlearn.data.pairs import SingleImages
 from hf_i2i_unlearn.data.streams import SingleImageStream
 from hf_i2i_unlearn.models.diffusion.layout import palette_config
@@ -43,7 +34,8 @@ from hf_i2i_unlearn.models.mage.pretraining import (
     informed_start,
     perplexity,
 )
-from hf_i2i_unlearn.originals.pretraining import block_matrices
+from hf_i2i_unlearn.originals.config import PretrainingConfig
+from hf_i2i_unlearn.originals.pretraining import PretrainingTrainer, block_matrices
 
 ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())

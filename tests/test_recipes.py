@@ -63,6 +63,7 @@ def assert_whole(folder, original, without=()):
         "before_after.png",
         "figures.json",
         "run.json",
+        "request.json",
         "run.yaml",
         "training_args.json",
     } - set(without)
@@ -126,6 +127,7 @@ def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
         "before_after.png",
         "figures.json",
         "run.json",
+        "request.json",
         "run.yaml",
         "training_args.json",
     }

@@ -9,13 +9,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_i2i_unlearn import (
     METHODS,
-    PSNR,
-    AuditOptions,
     CenterCrop,
     EncodedTarget,
     Evaluator,
     FeatureNetwork,
-    HoleError,
     ImageReader,
     InputError,
     Method,
@@ -25,9 +22,11 @@ from hf_i2i_unlearn import (
     compare,
     comparison_table,
     evaluate,
-    markdown_table,
     undecoded,
 )
+from hf_i2i_unlearn.audit.options import AuditOptions
+from hf_i2i_unlearn.evaluation.metrics import PSNR, HoleError
+from hf_i2i_unlearn.evaluation.tables import markdown_table
 from hf_i2i_unlearn.reporting.plots import METHOD_STYLES, frontier, method_styles
 
 ROWS = list(undecoded(make_dataset(12)))

@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..storage import differences, read_json, write_json
 from .verdicts import SUPPRESSED, overall, verdicts
 
-
 FORMERLY = {"report", "report_pictures"}  # options that say nothing of a figure, which older files have
 
 

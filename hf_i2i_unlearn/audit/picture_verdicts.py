@@ -5,6 +5,7 @@ own blank-fill error (the mean colour of its visible part), and compared with th
 never saw, in the same units and under the same mask.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ GRADES = {
 HONOURED = (CANNOT, NEVER_SEEN)
 RISE = 1.25
 FLAT = 1e-4  # a blank-fill error below this, in normalised units, is that of a picture without content in the hole
-FEWEST = 20  # unseen pictures below which percentiles say nothing
+FEWEST = 20  # unseen pictures; fewer percentiles say nothing, and nobody can vouch for a verdict
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,9 @@ class Bounds:
 
     @classmethod
     def of(cls, errors: np.ndarray) -> "Bounds":
-        """errors: (N,). Raises InputError for fewer than `FEWEST`."""
-        if len(errors) < FEWEST:
-            raise InputError(
-                f"{len(errors)} unseen pictures are too few to tell a forgotten picture from a hard one; give {FEWEST} or more "
-                "(an evaluation split, or --unseen_dataset)."
-            )
+        """errors: (N,). Of none, no error is high."""
+        if not len(errors):
+            return cls(0.0, sys.float_info.max, sys.float_info.max, 0)
         low, median, high = np.percentile(errors, [5, 50, 95]).tolist()
         return cls(low, median, high, len(errors))
 
@@ -114,7 +112,7 @@ class Judge:
             "share", "low", "high"} with Wilson's 95% interval}. Errors are in units of the picture's blank-fill error.
 
         Raises:
-            InputError: no forget picture can be read, or too few unseen ones.
+            InputError: no forget picture can be read.
         """
         masks = [*self.trained, *self.others]
         _, reference, _ = self._errors({"before": self.original}, unseen, masks, "unseen pictures")

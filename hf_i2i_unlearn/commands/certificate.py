@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..audit.picture_verdicts import Judge, other_masks
+from ..audit.picture_verdicts import FEWEST, Judge, other_masks
 from ..data.decoding import picture_hash
 from ..data.reading import ImageReader, load_processor
 from ..data.sources import first_rows
@@ -90,9 +90,18 @@ def certify(run, trainer) -> dict:
         "seen": seen,
         "seed": run.training.seed,
         "weights": {"before": content_hash(identity(run.original)), "after": {}},
-        "certified": not missed,
-        "reason": f"{len(missed)} forget pictures were never trained on; give the run more steps" if missed else None,
-    } | verdicts
+    } | vouched(verdicts, missed)
+
+
+def vouched(verdicts: dict, missed: list[str], other: str | None = None) -> dict:
+    """The verdicts with "certified", and "reason" where nobody can vouch for them. other: a reason that comes first."""
+    few = min(mask["unseen"]["count"] for mask in verdicts["masks"].values())
+    reason = other
+    if reason is None and missed:
+        reason = f"{len(missed)} forget pictures were never trained on; give the run more steps"
+    if reason is None and few < FEWEST:
+        reason = f"there are {few} unseen pictures to compare with, and {FEWEST} are needed; give a larger evaluation split"
+    return verdicts | {"certified": reason is None, "reason": reason}
 
 
 def items_of(found, named: bool) -> list[dict]:
@@ -135,7 +144,7 @@ def verify(args, run: dict) -> dict:
         args: `VerifyArguments`. run: the options of the run that was certified.
 
     Raises:
-        InputError: models or pictures that cannot be had, or too few unseen pictures.
+        InputError: models or pictures that cannot be had.
     """
     folder = RunFolder(args.record or args.model)
     certified, device = folder.request, PartialState(cpu=args.use_cpu).device
@@ -166,10 +175,8 @@ def verify(args, run: dict) -> dict:
         "missed": [],
         "unseen": what,
         "seen": seen,
-        "certified": same,
-        "reason": None if same else "the pictures are not those of the request",
         "checks": checks,
-    } | verdicts
+    } | vouched(verdicts, [], None if same else "the pictures are not those of the request")
 
 
 def _checks(splits, model: RunFolder, certified: dict) -> tuple[bool, list[str]]:
