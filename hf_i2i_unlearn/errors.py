@@ -1,5 +1,7 @@
 """What the user gave cannot work."""
 
+import contextlib
+
 
 class InputError(ValueError):
     """Bad input: one sentence with the value, what was expected, and how to mend it. Recipes print it without a traceback."""
@@ -14,3 +16,14 @@ class RunError(RuntimeError):
 
     The last checkpoint is whole. Recipes print it without a traceback.
     """
+
+
+@contextlib.contextmanager
+def in_one_sentence(what: str):
+    """Within it a ValueError of a library becomes an `InputError`: `what`, and what the library says, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error

@@ -62,8 +62,8 @@ def environment(server, tmp_path, token="hf_writer"):
 def folder(tmp_path):
     """What a run leaves behind, and more that is nobody's business."""
     names = [
-        "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json", "request.json",
-        "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
+        "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json",
+        "request.json", "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
         # not for others:
         "training_args.json", "training_args.bin", "optimizer.pt", "request.txt", "checkpoint-5/model.safetensors",
         "checkpoint-5/optimizer.pt", "checkpoint-5/trainer_state.json", "weights.pkl",
@@ -75,8 +75,8 @@ def folder(tmp_path):
 
 
 PUSHED = {
-    "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json", "request.json",
-    "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
+    "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json",
+    "request.json", "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
 }  # fmt: skip
 
 

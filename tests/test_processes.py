@@ -50,7 +50,8 @@ from conftest import make_dataset, make_mae
 from test_evaluation import make_network
 from test_trainer import stream
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-from hf_i2i_unlearn import (Evaluator, ForgetRetainPairs, ImageReader, RandomMask, UnlearningConfig, UnlearningTrainer, undecoded)
+from hf_i2i_unlearn import (
+    Evaluator, ForgetRetainPairs, ImageReader, RandomMask, UnlearningConfig, UnlearningTrainer, undecoded)
 from hf_i2i_unlearn.originals.config import PretrainingConfig
 from hf_i2i_unlearn.originals.pretraining import PretrainingTrainer
 from hf_i2i_unlearn.data.streams import SingleImageStream

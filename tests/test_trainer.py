@@ -8,7 +8,9 @@ import torch
 from conftest import make_dataset, make_mae
 from helpers.close import assert_close
 from helpers.words import objects
+from PIL import Image
 from transformers import TrainerCallback
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_i2i_unlearn import (
     DISTANCES,
@@ -29,6 +31,7 @@ from hf_i2i_unlearn.commands.words import find_distance, find_method
 from hf_i2i_unlearn.data.reading import PairCollator
 from hf_i2i_unlearn.methods.distances import MSE
 from hf_i2i_unlearn.methods.method import OURS
+from hf_i2i_unlearn.originals.config import PretrainingConfig
 from hf_i2i_unlearn.training.checkpoints import last_whole_checkpoint
 
 DATASET = undecoded(make_dataset(24))
@@ -347,3 +350,31 @@ def test_defaults_are_the_papers():
     words = RunArguments()
     assert (words.method, words.variant, words.distance) == ("ours", "paper", "mse")
     assert find_method(words.method, words.variant) is OURS and find_distance(words.distance) is MSE
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            {"load_best_model_at_end": True, "save_steps": 0.3},
+            "saving steps to be a multiple of the evaluation steps, but found 0.3",
+        ),
+        ({"load_best_model_at_end": True, "eval_strategy": "no"}, "requires the save and eval strategy to match"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers > 0"),
+    ],
+)
+@pytest.mark.parametrize("kind", [UnlearningConfig, PretrainingConfig])
+def test_options_that_the_trainer_refuses_are_one_sentence(kind, options, words):
+    if kind is PretrainingConfig and "load_best_model_at_end" in options:
+        options = options | {"eval_strategy": "no", "save_strategy": "steps"}
+        words = "strategy to match"
+    with pytest.raises(InputError, match=f"^The options of the Trainer do not go together: .*{words}") as error:
+        kind("x", use_cpu=True, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_processor_that_keeps_the_aspect_ratio_is_one_sentence():
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, do_center_crop=False)
+    pictures = [Image.new("RGB", size) for size in ((20, 30), (30, 20))]
+    with pytest.raises(InputError, match="must bring all pictures to one size"):
+        ImageReader(processor, 3).pixels(pictures)

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from ..demo import DEMOS
-from ..errors import InputError
+from ..errors import InputError, in_one_sentence
 from .decoding import Decoder, Unreadable, picture_hash
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,15 @@ class ImageReader:
         return self.augment(picture, random.Random(seed)) if self.augment else picture
 
     def pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
-        """(B, C, H, W) float32 in the normalised space."""
-        return self.processor(pictures, return_tensors="pt")["pixel_values"]
+        """(B, C, H, W) float32 in the normalised space.
+
+        Raises:
+            InputError: the processor makes pictures of different sizes.
+        """
+        with in_one_sentence(
+            "The image processor must bring all pictures to one size: give it a height and a width, or do_center_crop"
+        ):
+            return self.processor(pictures, return_tensors="pt")["pixel_values"]
 
     def black_and_white(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised values of pixels 0 and 1, each (C,), or (1,) without normalisation."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..errors import in_one_sentence
 from ..training.config import check_decay
 
 
@@ -36,6 +37,7 @@ class PretrainingConfig(TrainingArguments):
 
     def __post_init__(self):
         check_decay(self.ema_decay)
-        super().__post_init__()
+        with in_one_sentence("The options of the Trainer do not go together"):
+            super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..errors import InputError
+from ..errors import InputError, in_one_sentence
 from ..methods.distances import Distance
 from ..methods.method import Method
 from .objective import check_noise_target
@@ -128,7 +128,8 @@ class UnlearningConfig(TrainingArguments):
         check_decay(self.ema_decay)
         if self.retain_bound is not None and not self.retain_bound > 0:
             raise InputError(f"retain_bound must be larger than 0, got {self.retain_bound}.")
-        super().__post_init__()
+        with in_one_sentence("The options of the Trainer do not go together"):
+            super().__post_init__()
         # Never "greater is better", which the parent infers from the metric's name.
         self.greater_is_better = False
         if self.device.type == "cpu":
