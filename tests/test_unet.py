@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -104,8 +105,9 @@ def test_the_network_sees_condition_and_noisy_hole(unet, pixels):
         assert_close(noisy[i][hole[i]], expected[hole[i]])
 
 
-def test_the_original_encoder_sees_noise_in_the_hole_alone(unet, pixels):
+def test_the_original_encoder_sees_noise_in_the_hole_alone(pixels):
     """Eq. C.25: E0(T(x), n, eta); condition, visible part and time are the student's."""
+    unet = make_unet(teacher_condition="picture")
     draw, hole = unet.draw(pixels, MASK, SEEDS), unet.hole(MASK).expand_as(pixels)
     n = torch.randn_like(pixels)
     for noise, expected in ((n, n), (None, draw.noise)):
@@ -117,8 +119,8 @@ def test_the_original_encoder_sees_noise_in_the_hole_alone(unet, pixels):
 
 
 def test_with_noise_for_condition_the_original_encoder_sees_nothing_of_the_picture(pixels):
-    """Eq. 10 as it stands: E0(T(n), n, eta)."""
-    unet = make_unet(teacher_condition="noise")
+    """Eq. 10 as it stands, and the default: E0(T(n), n, eta)."""
+    unet = make_unet()
     draw, hole = unet.draw(pixels, MASK, SEEDS), unet.hole(MASK).expand_as(pixels)
     n = torch.randn_like(pixels)
     for noise, expected in ((n, n), (None, draw.noise)):
@@ -126,6 +128,17 @@ def test_with_noise_for_condition_the_original_encoder_sees_nothing_of_the_pictu
         condition, noisy = unet._inputs(shown, theirs, unet._sample(shown, theirs)).chunk(2, 1)
         assert torch.equal(noisy, expected) and torch.equal(condition[~hole], expected[~hole])
         assert torch.equal(condition[hole], draw.condition[hole]) and torch.equal(theirs.gamma, draw.gamma)
+
+
+def test_the_condition_is_the_runs_and_not_the_checkpoints(tmp_path):
+    """Originals that were saved when eq. C.25 was the default say "picture" in their i2i_model.json."""
+    make_unet(teacher_condition="picture").save_pretrained(tmp_path)
+    file = tmp_path / "i2i_model.json"
+    saved = json.loads(file.read_text())
+    assert "teacher_condition" not in saved
+    file.write_text(json.dumps(saved | {"teacher_condition": "picture"}))
+    assert I2IUNet.from_pretrained(str(tmp_path)).teacher_condition == "noise"
+    assert I2IUNet.from_pretrained(str(tmp_path), teacher_condition="picture").teacher_condition == "picture"
 
 
 @pytest.mark.parametrize("frozen, conv_in", [(0, False), (0, True), (1, False), (2, True)])
@@ -337,7 +350,8 @@ def test_losses_of_the_original(palette):
     draw = PaletteDraw(mask, gamma, tensors["input.noise"], tensors["input.y_cond"], torch.zeros(2, dtype=torch.bool))
     share = mask.flatten(1).float().mean(1)  # the original averages over all pixels, we over the hidden ones
     retain = tensors["input.labels"] > 0
-    student = I2IPaletteUNet(unet.model, unet.scheduler, combine="mean").frozen_copy()
+    unet.teacher_condition = "picture"
+    student = I2IPaletteUNet(unet.model, unet.scheduler, combine="mean", teacher_condition="picture").frozen_copy()
     student.model.conv_in.weight.mul_(1.1)
     with torch.no_grad():
         assert_close((unet.training_loss(y, draw) * share).mean(), tensors["output.pretrain_loss"][0], 1e-4)

@@ -86,7 +86,7 @@ def test_the_time_is_uniform_over_the_steps_and_its_gamma_the_schedulers():
 
 
 def test_the_original_encoder_sees_noise_in_the_hole_and_the_same_visible_part(pixels):
-    unet = make_plain()
+    unet = make_plain(teacher_condition="picture")
     draw, n, hole = unet.draw(pixels, MASK, SEEDS), torch.randn(3, 3, 16, 16), unet.hole(MASK).expand_as(pixels)
     mine = unet._inputs(pixels, draw, pixels)
     shown, theirs = unet.noised(pixels, draw, n)

@@ -179,7 +179,8 @@ def test_the_references_random_encoder_has_the_moments_of_each_level(layout):
 
 @pytest.mark.parametrize("corruption", [CenterCrop(8), RandomMask(0.5)])
 def test_ours_is_equation_c25(corruption):
-    student, teacher = make_unet(1).train(), make_unet(2).frozen_copy()
+    student, teacher = (make_unet(seed, teacher_condition="picture") for seed in (1, 2))
+    student, teacher = student.train(), teacher.frozen_copy()
     seeds = torch.arange(12).view(4, 3).numpy()
     generator = torch.Generator().manual_seed(0)
     x_r, x_f = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))

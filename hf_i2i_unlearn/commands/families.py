@@ -31,7 +31,7 @@ def load_mae(args: MAEArguments, path: str):
 
 @dataclass
 class DiffusionArguments(RunArguments):
-    """Make an inpainting diffusion model of `diffusers` forget pictures (eq. C.25 of the paper).
+    """Make an inpainting diffusion model of `diffusers` forget pictures (eq. 10; --teacher_condition picture is eq. C.25).
 
     Without options it runs the embedded demo: a small U-Net forgets the digits 5-9 of MNIST, offline, in about two minutes.
     With your own: --model, --dataset, and one of --forget_classes, --forget_list, --forget_rows, --forget_values. The model
@@ -67,8 +67,8 @@ class DiffusionArguments(RunArguments):
         default=None,
         metadata={
             "choices": ["picture", "noise"],
-            "help": "The visible part that the original sees with n: the forget picture's (C.25), or n's too "
-            "(eq. 10) [picture].",
+            "help": "The visible part that the original sees with n. noise: n's too (eq. 10). picture: the forget picture's "
+            "(eq. C.25, the paper's for diffusion), which forgets little or nothing [noise; in latent space picture].",
         },
     )
     frozen_levels: int | None = field(

@@ -73,6 +73,7 @@ class I2ILatentUNet(I2IUNet):
     kind = UNet2DConditionModel
     noise_is_a_picture = False
     is_bounded = False
+    forgetting_condition = "picture"  # n lives in latent space, and a condition is a picture
     stored = (*I2IUNet.stored, "prompt")
 
     def __init__(

@@ -61,9 +61,9 @@ class I2IUNet(UNetFiles):
         patch_size: side in pixels of the patches that corruptions hide; image_size // 16 if None, a 16x16 grid.
         combine: "concat", all levels as one vector, so that each value weighs the same (the paper); "mean", levels scaled so
             that the mean squared error is the mean of the levels' mean squared errors (the released code takes their sum).
-        teacher_condition: what the original's condition is for E0(T(n)). "picture", the visible part of the forget picture, as
-            eq. C.25 and the released code have it: early in the generation, where all is noise, nothing is then to be
-            forgotten. "noise", T(n) as eq. 10 has it: n takes the place of the visible part too.
+        teacher_condition: what the original's condition is for E0(T(n)). "noise", T(n) as eq. 10 has it: n takes the place of
+            the visible part too. "picture", the visible part of the forget picture, as eq. C.25 and the released code have it:
+            early in the generation, where all is noise, nothing is then asked for. None is noise, in latent space picture.
         frozen_levels: conv_in and this many of the first down blocks are not trained. Their convolutions see few pixels: where
             those cannot tell what is to be forgotten, such levels can only move forget and retain pictures alike. 0 trains all
             (the paper).
@@ -87,9 +87,9 @@ class I2IUNet(UNetFiles):
     is_bounded = True  # what is denoised lies in [-1, 1], so samplers may clip it
     # In i2i_model.json, beside the weights.
     stored: tuple[str, ...] = (
-        "image_size", "patch_size", "steps", "combine", "teacher_condition", "frozen_levels", "frozen_conv_in",
-        "train_time_embedding",
+        "image_size", "patch_size", "steps", "combine", "frozen_levels", "frozen_conv_in", "train_time_embedding",
     )  # fmt: skip
+    forgetting_condition = "noise"  # the teacher_condition that forgets; recipes/README.md has figures of both
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class I2IUNet(UNetFiles):
         image_size: int | tuple[int, int] | None = None,
         patch_size: int | None = None,
         combine: str = "concat",
-        teacher_condition: str = "picture",
+        teacher_condition: str | None = None,
         frozen_levels: int = 0,
         frozen_conv_in: bool = False,
         train_time_embedding: bool = False,
@@ -110,6 +110,7 @@ class I2IUNet(UNetFiles):
         self.check_unet(model)
         if combine not in COMBINE:
             raise InputError(f"combine is one of {', '.join(COMBINE)}, got '{combine}'.")
+        teacher_condition = teacher_condition or self.forgetting_condition
         if teacher_condition not in TEACHER_CONDITIONS:
             raise InputError(f"teacher_condition is one of {', '.join(TEACHER_CONDITIONS)}, got '{teacher_condition}'.")
         self.model, self.combine, self.train_time_embedding, self.pipeline = model, combine, train_time_embedding, pipeline
