@@ -19,7 +19,7 @@ _PUBLIC = {
     "evaluation.feature_loaders": ["load_features"],
     "evaluation.features": ["FeatureNetwork"],
     "evaluation.metrics": ["Metric"],
-    "experiments.comparison": ["compare", "comparison_table"],
+    "experiments.comparison": ["compare", "comparison_frontier", "comparison_table"],
     "methods.corruptions": [
         "CenterCrop", "Corruption", "Extend", "Outpaint", "RandomBlock", "RandomMask", "Turns",
     ],

@@ -1,6 +1,5 @@
 """Figures are looked at by people; here they must hold what they were given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,12 +12,10 @@ from hf_i2i_unlearn.reporting.plots import SET_COLOURS, completion_grid, embeddi
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that would have been saved, before they are closed."""
+    """The figures that would have been saved."""
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    yield figures
-    for figure in figures:
-        plt.close(figure)
+    return figures
 
 
 def test_grid_is_a_light_file(tmp_path):

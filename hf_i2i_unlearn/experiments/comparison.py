@@ -138,6 +138,17 @@ def best_points(points: list[dict], tolerance: float, methods: list[str] | None 
     }
 
 
+def comparison_frontier(points: list[dict], path, tolerance: float = 0.05) -> None:
+    """Draw what each method forgets against what that costs on retain, on logarithmic axes, through its best points.
+
+    Args:
+        points: see `compare`. path: PNG file to write. tolerance: the rise of the retain error, as a share; drawn as a line.
+    """
+    from ..reporting.plots import frontier
+
+    frontier(points, {f"{name}_mse": points[0][f"{name}_original_mse"] for name in ("retain", "forget")}, path, tolerance)
+
+
 def comparison_table(
     points: list[dict], tolerance: float = 0.05, metrics: tuple[Metric, ...] = (), methods: list[str] | None = None
 ) -> str:

@@ -1,17 +1,13 @@
-"""Pictures of what happened."""
+"""Pictures of what happened, drawn without pyplot, so that a notebook that asks for one keeps its own way of showing."""
 
 import itertools
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ..errors import InputError
-
-matplotlib.use("Agg")
-
 
 SET_COLOURS = {"retain": "#0072B2", "forget": "#D55E00"}  # Okabe-Ito, told apart by colour-blind readers
 
@@ -29,7 +25,7 @@ def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
     beside = len(stages) <= 4
     count = [len(columns[stages[0]]) for columns in sets.values()]
     rows, cols = (max(count), len(stages) * len(sets)) if beside else (sum(count), len(stages))
-    figure = plt.figure(figsize=(1.15 * cols + 0.5, 1.15 * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(1.15 * cols + 0.5, 1.15 * rows + 0.35), layout="constrained")
     blocks = (
         figure.subfigures(1, len(sets), squeeze=False)[0]
         if beside
@@ -89,7 +85,8 @@ def frontier(points: list[dict], original: dict, path, tolerance: float, figure:
     costs = [p[f"retain_{figure}"] / original[f"retain_{figure}"] for p in points]
     drifts = [max(p["retain_drift"], floor) for p in points]
     gains = [p[f"forget_{figure}"] / original[f"forget_{figure}"] for p in points]
-    panels, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained")
+    panels = Figure(figsize=(9.5, 4.2), layout="constrained")
+    axes = panels.subplots(1, 2, sharey=True)
     for axis, xs in zip(axes, (costs, drifts)):
         for name, (colour, marker) in method_styles([p["method"] for p in points]).items():
             mine = sorted((x, y) for p, x, y in zip(points, xs, gains) if p["method"] == name)
@@ -146,7 +143,8 @@ def embedding_map(groups: dict[str, torch.Tensor], path, seed: int = 0) -> None:
     perplexity = min(30.0, (len(points) - 1) / 4)
     places = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
     kinds = list(dict.fromkeys(name.partition(" ")[2] for name in groups if not name.endswith(" true")))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 4), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.2 * len(kinds), 4), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)
     start, at = 0, {}
     for name, group in groups.items():
         at[name] = places[start : start + len(group)]
@@ -182,7 +180,8 @@ def metric_curves(
     words = any(isinstance(row[x], str) for row in rows)
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.8 * lines), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
         axis.set_axis_off()
     for axis, (key, title) in zip(axes.flat, metrics.items()):
@@ -222,22 +221,16 @@ def _order(value):
 def _save(figure, path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def loss_curve(history: list[dict], path) -> None:
     """Draw the training loss of a Trainer's log history over the steps; nothing where none was logged."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     points = [(line["step"], line["loss"]) for line in history if "loss" in line]
     if not points:
         return
-    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
     axis.plot(*zip(*points), color="#0072B2", linewidth=1.2)
     axis.set(xlabel="step", ylabel="training loss")
     axis.grid(alpha=0.25)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    _save(figure, path)

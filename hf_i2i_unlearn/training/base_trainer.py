@@ -5,9 +5,9 @@ import copy
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -64,8 +64,11 @@ class I2ITrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         # Made from the weights that training starts with; the released diffusion code averages from a random start.
-        self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay) if self.args.ema_decay else None
-        if self.ema:
+        self.ema: Any = None
+        if self.args.ema_decay:
+            from diffusers.training_utils import EMAModel  # here, for it takes seconds to import
+
+            self.ema = EMAModel(self._trained().values(), decay=self.args.ema_decay)
             self.ema.to(self.args.device)
             self.add_callback(_StepEMA(self))
         self._logged: dict[str, torch.Tensor] = {}

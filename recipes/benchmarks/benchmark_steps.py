@@ -109,14 +109,16 @@ def released_optimizer(model):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
 
 
-def reference_step(model, original, batch, optimizer, alpha: float = 0.25, attention: str = "eager") -> Callable:
+def reference_step(
+    model, original, batch, optimizer, alpha: float = 0.25, attention: str = "eager", corruption=None
+) -> Callable:
     """The released code's pattern: the teacher over all pictures, and over noise for all, of which half is used.
 
     Gradients are clipped at a norm of 3, and attention is written out ("eager"), its weights in memory.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     pixels, half = torch.cat([batch["retain"], batch["forget"]]), len(batch["retain"])
-    mask = crop(model)(model.grid, range(len(pixels)))
+    mask = (corruption or crop(model))(model.grid, range(len(pixels)))
 
     def step():
         others = [(one.model, one.model.config._attn_implementation) for one in (model, original)]
