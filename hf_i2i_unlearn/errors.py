@@ -18,6 +18,10 @@ class RunError(RuntimeError):
     """
 
 
+class Preempted(RunError):
+    """A run that was told to end (SIGTERM) before it was through, and can be gone on with; its exit status is 75."""
+
+
 @contextlib.contextmanager
 def in_one_sentence(what: str):
     """Within it a ValueError of a library becomes an `InputError`: `what`, and what the library says, in one line."""

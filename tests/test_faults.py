@@ -226,7 +226,7 @@ def disk():
     [
         ("full", 5000, "File too large"),
         ("full", 60000, "the file could not be written to its end"),
-        ("lora", 2000, "File too large"),
+        ("lora", 3000, "File too large"),
     ],
 )
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, processor, disk, kind, size, reason):

@@ -19,6 +19,7 @@ COMMANDS = {  # word: what it does, in one line. Its module has the same name, w
     "tables": "The paper's tables for one model.",
     "report": "One page for whoever asked, from what is in a run's folder.",
     "pretrain": "Train an original model from nothing.",
+    "rehearse": "Rehearse a big job with a model of its size: what it takes, whether it resumes and loads.",
     "convert": "Published checkpoints as folders that from_pretrained reads: convert mae, palette or mage.",
     "pack": "Pack pictures small, for training.",
     "evaluate-original": "Measure original models against completions that nothing has learnt.",

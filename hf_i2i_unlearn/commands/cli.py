@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from ..errors import InputError, NotForgotten, RunError
+from ..errors import InputError, NotForgotten, Preempted, RunError
 from ..reporting.hub import PushError
 from . import PROGRAM
 
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[1] / "demo" / "configs"  # those of the embedde
 COMMON = {
     "output_dir", "alpha", "distance", "learning_rate", "muon_learning_rate", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "eval_steps", "save_steps", "bf16", "use_cpu",
-    "resume_from_checkpoint", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
+    "resume_from_checkpoint", "report_to", "load_best_model_at_end", "dataloader_num_workers", "push_to_hub", "hub_model_id",
     "hub_private_repo", "hub_revision", "hub_token",
 }  # fmt: skip
 
@@ -121,13 +121,14 @@ def run(main) -> None:
     """Call a command's `main`, and end in an exit status that scripts can trust, with one sentence in place of a traceback.
 
     0: done. 1: a run, a push or a disk has failed. 2: bad input. 3: less is forgotten than `--require_forgotten` asks for.
+    75: SIGTERM has ended the run, which can be gone on with (EX_TEMPFAIL of sysexits.h).
     """
     try:
         main()
         _end_process_group()
     except (InputError, PushError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(2 if isinstance(error, InputError) else 75 if isinstance(error, Preempted) else 1)
     except NotForgotten as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)

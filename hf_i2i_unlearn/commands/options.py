@@ -79,6 +79,16 @@ class RunArguments(MethodArguments, SplitArguments):
             "the run ends with exit status 3, and nothing is pushed. The folder is kept."
         },
     )
+    plan: str = field(
+        default="false",
+        metadata={
+            "nargs": "?",
+            "const": "true",
+            "choices": ["false", "true", "json"],
+            "help": "true: measure a few steps here, say what the run will take (memory, time, disk, and what would make it "
+            "cheaper), and end without training; nothing is left. json: the same as one line for scripts.",
+        },
+    )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})
 
     # A patch instead of a checkpoint

@@ -17,9 +17,17 @@ def main(family: str | None = None) -> None:
 
     from .run import Run, prepare_run, unlearn
 
+    planned = args.plan != "false"
+    training.push_to_hub = training.push_to_hub and not planned
     path = prepare_run(args, training)
     model, processor = options.load(args, path)
-    unlearn(Run.prepare(args, training, model, processor, path), f"recipes/unlearn_{family}.py")
+    run = Run.prepare(args, training, model, processor, path)
+    if planned:
+        from .plan import report
+
+        report(run, args.plan)
+    else:
+        unlearn(run, f"recipes/unlearn_{family}.py")
 
 
 def asked_family() -> str:

@@ -22,6 +22,7 @@ from ..reporting.hub import check_access, push
 from .checkpoints import (
     ASIDE,
     faults_of_feeding,
+    faults_of_peers,
     faults_of_saving,
     last_good,
     last_whole_checkpoint,
@@ -29,6 +30,7 @@ from .checkpoints import (
     publish_files,
     remove_aside,
 )
+from .interruption import EndOnSignal, StepClock
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,14 @@ class I2ITrainer(Trainer):
     (key names differ on disk, and it loads with strict=False). Both go through the model's `save_pretrained` /
     `from_pretrained` here; of a model with a patch, the patch alone is saved and loaded.
 
-    Checkpoints and results are written aside and renamed, so a killed run leaves no half of one. A loss or weights that are
-    not finite stop the run before anything is saved.
+    Checkpoints and results are written aside and renamed, so a killed run leaves no half of one. SIGTERM ends training with a
+    checkpoint. A loss or weights that are not finite stop the run before anything is saved.
 
     `push_to_hub` uploads the finished output folder, once, and never a checkpoint.
 
     Raises:
-        RunError: in `train` and `save_model`, for faults of the disk, of data workers and of the loss.
+        RunError: in `train` and `save_model`, for faults of the disk, of data workers, of other processes and of the loss.
+        Preempted: in `train`, after SIGTERM.
     """
 
     loss_is_scaled_for_ga = False  # compute_loss returns the mean of its own micro-batch
@@ -76,6 +79,9 @@ class I2ITrainer(Trainer):
         self._aside = False  # whether a checkpoint is being written
         self._broken_step = torch.tensor(NEVER, device=self.args.device)  # the first step whose loss was not finite
         self.add_callback(_StopAtBrokenLoss(self))
+        self.ending, self.clock = EndOnSignal(self.accelerator), StepClock()
+        self.add_callback(self.ending)
+        self.add_callback(self.clock)
         for name in ("ema_decay", "load_best_model_at_end"):
             if self.is_fsdp_enabled and getattr(self.args, name, None):
                 raise InputError(f"{name} does not go with FSDP; leave one of them out.")
@@ -118,7 +124,8 @@ class I2ITrainer(Trainer):
             remove_aside(self.args.output_dir)
             if str(resume_from_checkpoint).lower() == "true":
                 resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        with faults_of_feeding(self.args.output_dir):
+        folder = self.args.output_dir
+        with faults_of_peers(folder), faults_of_feeding(folder), self.ending.listening(folder):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
@@ -171,6 +178,8 @@ class I2ITrainer(Trainer):
             means = self.accelerator.reduce(means, "mean").tolist()
             logs.update(zip(self._logged, means))
             self._logged, self._logged_count = {}, 0
+        if "loss" in logs and (seconds := self.clock.mean()) is not None:
+            logs["seconds_per_step"] = round(seconds, 4)
         super().log(logs, start_time)
 
     def get_train_dataloader(self):

@@ -136,6 +136,21 @@ def faults_of_feeding(output_dir):
         ) from error
 
 
+@contextlib.contextmanager
+def faults_of_peers(output_dir):
+    """Within it the end of a process that this one trains together with becomes a `RunError` that says what is left."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL error", "ncclRemoteError")
+        if isinstance(error, RunError) or not any(word in str(error) for word in words):
+            raise
+        raise RunError(
+            f"Another process of this run has ended or cannot be reached, so it cannot go on; {last_good(output_dir)}. "
+            f"Start all processes again, and {go_on(output_dir)}."
+        ) from error
+
+
 def disk_fault(error: BaseException) -> str | None:
     """The reason of a failed write in a few words; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
