@@ -1,11 +1,20 @@
-"""Memory at its peak, on a CPU and on a GPU."""
+"""Time since the start, and memory at its peak, on a CPU and on a GPU."""
 
 import ctypes
 import resource
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
+
+
+def since_start() -> float:
+    """Seconds since this process started, by the clock that `time.perf_counter` is."""
+    if time.perf_counter is time.process_time:
+        return time.process_time()
+    return time.time() - psutil.Process().create_time()
 
 
 def finished(device: torch.device) -> None:

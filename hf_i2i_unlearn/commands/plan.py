@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -24,7 +23,7 @@ from ..data.pairs import ForgetRetainPairs, seeds_for
 from ..data.sources import first_rows
 from .certificate import masks_of, unseen_rows
 from .levers import levers
-from .measuring import Memory, finished
+from .measuring import Memory, finished, since_start
 
 STEPS = 4  # that are taken; the first one is left out
 FEW, LONG = 8, 20.0  # pictures that are completed at once; unless that would take so many seconds
@@ -117,7 +116,7 @@ def plan(run) -> Plan:
     Raises:
         InputError: what the run itself refuses before training.
     """
-    before = time.time() - psutil.Process().create_time()
+    before = since_start()
     place = Path(run.training.output_dir).resolve().parent
     while not place.is_dir():
         place = place.parent

@@ -15,6 +15,8 @@ from pathlib import Path
 from ..errors import InputError, RunError
 from .cli import parse
 
+# All that measures a time then measures that of the CPU.
+CPU_TIME = "import time; time.perf_counter = time.process_time; from hf_i2i_unlearn.commands import main; main()"
 NAMES = ("mae-base", "mae-large", "mage-base", "mage-large", "palette", "stable-diffusion")
 
 
@@ -45,6 +47,9 @@ class RehearsalArguments:
     )
     foretell: bool = field(default=True, metadata={"help": "Plan the run before it, and compare."})
     plan_only: bool = field(default=False, metadata={"help": "Plan it, and do no more."})
+    cpu_time: bool = field(
+        default=False, metadata={"help": "Count CPU seconds, on a machine that has other work; with OMP_NUM_THREADS=1."}
+    )
     output_dir: str = field(default="rehearsal", metadata={"help": "Folder for all of it; must be new or empty."})
     keep: bool = field(default=False, metadata={"help": "Leave model, shards and result there; else the figures alone."})
     use_cpu: bool = field(default=False, metadata={"help": "On the CPU, also where there is a GPU."})
@@ -56,9 +61,10 @@ class RehearsalArguments:
 
 @dataclass
 class Child:
-    """What a process of the rehearsal took: seconds, GB at its peak, bytes written, and what it printed."""
+    """What a process of the rehearsal took: seconds, and those of the CPU, GB at its peak, bytes written, what it printed."""
 
     seconds: float
+    cpu: float
     gigabytes: float
     written: int
     said: str
@@ -91,7 +97,13 @@ def rehearse(args: RehearsalArguments, folder: Path) -> list[str]:
     say(f"packing pictures of about {side * 3 // 2} pixels")
     pack_shards(folder / "shards", side, args.pictures, count=8 * args.pairs)
     command = run_command(args, original, folder, known)
-    found: dict = {"model": args.model, "title": known.title if known else args.model, "lora": args.lora, "size": args.size}
+    found: dict = {
+        "cpu_time": args.cpu_time,
+        "model": args.model,
+        "title": known.title if known else args.model,
+        "lora": args.lora,
+        "size": args.size,
+    }
     if args.foretell or args.plan_only:
         say("planning")
         plan = run_child([*command, "--plan", "json"], folder)
@@ -109,10 +121,13 @@ def _run(args, command, folder: Path) -> dict:
     """The run itself, killed and resumed; and its result in plain libraries."""
     say("running, until its first checkpoint is there, then kill -9")
     killed = run_child(command, folder, until=lambda: list((folder / "out").glob("checkpoint-*/trainer_state.json")))
-    say("resuming")
+    begun = int(max((folder / "out").glob("checkpoint-*"), key=os.path.getmtime).name.rpartition("-")[2])
+    say(f"resuming after step {begun}")
     resumed = run_child([*command, "--resume_from_checkpoint", "true"], folder)
     state = json.loads(max((folder / "out").glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime).read_text())
-    taken = sorted(log["seconds_per_step"] for log in state["log_history"] if "seconds_per_step" in log)
+    logs = [log for log in state["log_history"] if "seconds_per_step" in log]
+    # The first step of a process is dearer than the others.
+    taken = sorted(log["seconds_per_step"] for log in logs if log["step"] not in (1, begun + 1))
     say("loading the result in its plain library" + (", merging the patch" if args.lora else ""))
     check = run_child(
         [sys.executable, "-m", "hf_i2i_unlearn.commands.reloaded", str(folder / "out"), str(folder / "merged")], folder
@@ -122,7 +137,8 @@ def _run(args, command, folder: Path) -> dict:
         "resumed": vars(resumed) | {"said": ""},
         "steps": state["global_step"],
         "seconds_a_step": taken[len(taken) // 2],
-        "seconds": resumed.seconds,
+        # Of the whole run, had it not been killed: the resumed part, and the steps before it.
+        "seconds": (resumed.cpu if args.cpu_time else resumed.seconds) + sum(g["seconds_per_step"] for g in logs[:begun]),
         "gigabytes": max(killed.gigabytes, resumed.gigabytes),
         "written": killed.written + resumed.written,
         "reloaded": check.said.strip().splitlines()[-1],
@@ -132,8 +148,9 @@ def _run(args, command, folder: Path) -> dict:
 def run_command(args, original, folder: Path, known) -> list[str]:
     """The command of the run: what a user would type."""
     corruption = ("center:2" if args.size == "tiny" else known.corruption) if known else "ratio:0.25"
+    program = ["-c", CPU_TIME] if args.cpu_time else ["-m", "hf_i2i_unlearn"]
     return [
-        sys.executable, "-m", "hf_i2i_unlearn", "unlearn", "--model", str(original),
+        sys.executable, *program, "unlearn", "--model", str(original),
         "--dataset", str(folder / "shards" / "{split}-*.tar"), "--image_column", "jpg", "--label_column", "cls",
         "--streaming", "true", "--forget_classes", "0", "--eval_split", "none", "--copies", "skip",
         "--corruption", corruption, "--max_steps", str(args.steps), "--per_device_train_batch_size", str(args.pairs),
@@ -148,7 +165,7 @@ def own_command(args) -> str:
     """The command of this rehearsal, for the table."""
     words = ["hf-i2i-unlearn", "rehearse", "--model", args.model]
     default = RehearsalArguments()
-    for name in ("lora", "size", "pictures", "steps", "pairs", "options", "plan_only"):
+    for name in ("lora", "size", "pictures", "steps", "pairs", "options", "plan_only", "cpu_time"):
         value = getattr(args, name)
         if value != getattr(default, name):
             words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
@@ -222,16 +239,16 @@ def run_child(command: list[str], folder: Path, until=None) -> Child:
             time.sleep(0.05)
         if until is not None and child.returncode is None:
             child.send_signal(signal.SIGKILL)
-        written, used = _end_of(child)
+        written, cpu, used = _end_of(child)
     said, wanted = out.read_text(), -signal.SIGKILL if until else 0
     if child.returncode != wanted:
         tail = " ".join(err.read_text().split())[-800:]
         raise RunError(f"A part of the rehearsal ended with status {child.returncode}, expected {wanted}: ... {tail}")
-    return Child(time.perf_counter() - start, used, written, said)
+    return Child(time.perf_counter() - start, cpu, used, written, said)
 
 
-def _end_of(child: subprocess.Popen) -> tuple[int, float]:
-    """(bytes that it wrote, GB at its peak), and its end."""
+def _end_of(child: subprocess.Popen) -> tuple[int, float, float]:
+    """(bytes that it wrote, CPU seconds, GB at its peak), and its end."""
     written = 0
     if hasattr(os, "waitid"):
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its counters can be read until it is waited for
@@ -242,32 +259,28 @@ def _end_of(child: subprocess.Popen) -> tuple[int, float]:
             pass
     _, status, used = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
-    return written, used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return written, used.ru_utime + used.ru_stime, used.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def table(found: dict) -> list[str]:
     """Lines of Markdown: the row of this rehearsal, and the plan beside it."""
     plan, name = found.get("plan"), f"{found['title']}{', LoRA' if found['lora'] else ''}"
-    lines = []
+    lines, s = [], "CPU s" if found["cpu_time"] else "s"
     if "steps" in found:
         lines += [
-            "| model | GB at the peak | s a step | GB written | reloaded |", "|---|---|---|---|---|",
+            f"| model | GB at the peak | {s} a step | GB written | reloaded |", "|---|---|---|---|---|",
             f"| {name} | {found['gigabytes']:.2f} | {found['seconds_a_step']:.3g} | {found['written'] / 1e9:.2f} | "
             f"{found['reloaded']} |", "",
         ]  # fmt: skip
     if plan:
         foretold = sum(plan["seconds"].values())
-        lines += ["| foretold by --plan | GB | s a step | s in all |", "|---|---|---|---|"]
+        lines += [f"| foretold by --plan | GB | {s} a step | {s} in all |", "|---|---|---|---|"]
         lines += [f"| {name} | {plan['memory']:.2f} | {plan['measured']['step']:.3g} | {foretold:.0f} |"]
         if "steps" in found:
-            lines += [f"| and then measured | {found['gigabytes']:.2f} | {found['seconds_a_step']:.3g} | {whole(found):.0f} |"]
+            lines += [
+                f"| and then measured | {found['gigabytes']:.2f} | {found['seconds_a_step']:.3g} | {found['seconds']:.0f} |"
+            ]
     return [*lines, "", f"`{found['command']}`"]
-
-
-def whole(found: dict) -> float:
-    """Seconds of the whole run, had it not been killed: the resumed part, and the steps that the killed part took."""
-    state = found["steps"]
-    return found["seconds"] + (state // 2) * found["seconds_a_step"]
 
 
 def _remove(folder: Path) -> None:
