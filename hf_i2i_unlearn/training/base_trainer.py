@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import difflib
 import logging
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data.pairs import EpochSampler
@@ -64,6 +66,7 @@ class I2ITrainer(Trainer):
     loss_is_scaled_for_ga = False  # compute_loss returns the mean of its own micro-batch
 
     def __init__(self, *args, **kwargs):
+        check_trackers(getattr(kwargs.get("args"), "report_to", None) or [])
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         # Made from the weights that training starts with; the released diffusion code averages from a random start.
@@ -306,6 +309,17 @@ class I2ITrainer(Trainer):
         )
         (self.i2i.patch or self.i2i).load_weights(self.state.best_model_checkpoint)
         self._load_ema(self.state.best_model_checkpoint)
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise InputError for a tracker that the Trainer does not know, or that is not installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, 1)
+            known = f"did you mean {near[0]}?" if near else f"known are {', '.join(INTEGRATION_TO_CALLBACK)}."
+            raise InputError(f"'{name}' is no tracker for report_to; {known}")
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"The tracker '{name}' is not installed; install it (pip install {name}), or leave out report_to.")
 
 
 class _StepEMA(TrainerCallback):
