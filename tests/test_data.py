@@ -146,3 +146,31 @@ def test_augmentation_is_reproducible_and_keeps_the_size(processor, name):
     one, again, other = (np.asarray(reader.decode(rows(1)[0], seed)) for seed in (5, 5, 6))
     assert one.shape == (16, 16, 3)
     assert (one == again).all() and (one != other).any()
+
+
+def test_a_picture_that_comes_by_again_is_not_decoded_again(processor, monkeypatch):
+    seen, real = [], ImageReader.decode
+    monkeypatch.setattr(ImageReader, "decode", lambda self, row, seed=0: seen.append(row) or real(self, row, seed))
+    pairs = ForgetRetainPairs(rows(4), rows(6, 100), seed=3)
+    epochs = [[pairs[t] for t in range(4 * k, 4 * k + 4)] for k in range(3)]
+
+    collator, fresh = PairCollator(ImageReader(processor, 3)), [PairCollator(ImageReader(processor, 3)) for _ in epochs]
+    first = [collator(batch) for batch in epochs]
+    assert 10 <= len(seen) < 24  # one may stand in a batch twice
+    seen.clear()
+    kept = [collator(batch) for batch in epochs]
+    assert not seen and all(torch.equal(a["retain"], b["retain"]) for a, b in zip(first, kept))
+    for batch, wanted in zip(kept, [other(batch) for other, batch in zip(fresh, epochs)]):
+        assert all(torch.equal(batch[name], wanted[name]) for name in ("forget", "retain"))
+
+    seen.clear()
+    full = PairCollator(ImageReader(processor, 3))
+    full._room = 4 * kept[0]["forget"][0].nbytes  # for four of the ten
+    for batch in epochs:
+        full(batch)
+    assert len(full._known) == 4 and 12 < len(seen) < 24
+    seen.clear()
+    augmented = PairCollator(ImageReader(processor, 3, AUGMENTATIONS["flip_and_crop"]))
+    for batch in epochs:
+        augmented(batch)
+    assert len(seen) == 24  # another picture each time

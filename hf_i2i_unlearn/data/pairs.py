@@ -67,6 +67,7 @@ class ForgetRetainPairs(torch.utils.data.Dataset):
         return {
             "forget": self.forget[t],
             "retain": self.retain[t],
+            "forget_row": self.forget.row(t),
             "retain_row": self.retain.row(t),
             "seeds": seeds_for(self.seed, t),
         }

