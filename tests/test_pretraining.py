@@ -35,7 +35,8 @@ from hf_i2i_unlearn.models.mage.pretraining import (
     perplexity,
 )
 from hf_i2i_unlearn.originals.config import PretrainingConfig
-from hf_i2i_unlearn.originals.pretraining import PretrainingTrainer, block_matrices
+from hf_i2i_unlearn.originals.pretraining import PretrainingTrainer
+from hf_i2i_unlearn.training.optimizers import block_matrices
 
 ROOT = Path(__file__).parents[1]
 DATA = undecoded(make_dataset())

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..evaluation.metrics import HoleError, Metric, measured
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
+from ..models.patches import add_patch
 from .statistics import share
 
 
@@ -96,21 +97,23 @@ def relearn(
     batch_size: int,
     title: str = "relearning",
     to_the_end: bool = False,
+    weights: str = "all",
+    beside: list | None = None,
 ) -> dict:
     """Ordinary training of a copy of the model on `rows` until the mean hole error on `held` is at most `target`.
 
-    The family's own training loss over all weights that its training trains, T = `corruption`, AdamW (0.9, 0.95) at a constant
-    rate, gradients clipped at 1.
+    The family's own training loss, T = `corruption`, AdamW (0.9, 0.95) at a constant rate, gradients clipped at 1.
 
     Args:
         steps: the most that are taken. to_the_end: take them all, whatever the error.
+        weights: of `options.WEIGHTS`: which ones are trained. beside: rows that make up half of every batch, such as retain pictures.
 
     Returns:
         {"learning_rate", "steps": the first measured step at or below the target or None, "error": the last one measured,
         "curve": [[step, mean hole error], ...]}; the curve ends where an error is not finite.
     """
-    model = copy.deepcopy(model)
-    pixels = setting.pixels(rows)  # (K, C, H, W)
+    model = prepared(model, weights)
+    pictures = [setting.pixels(some) for some in (rows, beside) if some]  # (K, C, H, W) each
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     places, reached, curve = measured_at(steps), None, []
@@ -130,7 +133,7 @@ def relearn(
             if reached is not None and not to_the_end:
                 break
         if step < steps:
-            _train_step(model, pixels, step, corruption, setting.seed, batch_size, optimizer, trained)
+            _train_step(model, pictures, step, corruption, setting.seed, batch_size, optimizer, trained)
             bar.update()
     bar.close()
     return {
@@ -141,22 +144,36 @@ def relearn(
     }
 
 
-def _train_step(model, pixels, step, corruption, seed, batch_size, optimizer, trained):
-    size, device = min(batch_size, len(pixels)), device_of(model)
-    first = step * size
-    # Every picture once before any again, as `data.Cycle` has it.
-    indices = [
-        int(np.random.default_rng([seed, t // len(pixels)]).permutation(len(pixels))[t % len(pixels)])
-        for t in range(first, first + size)
-    ]
-    seeds = np.array([seeds_for(seed, t) for t in range(first, first + size)])
-    batch = pixels[indices].to(device)
+def prepared(model: I2IModel, weights: str) -> I2IModel:
+    """A copy of which an attacker trains one of `options.WEIGHTS`."""
+    model = copy.deepcopy(model)
+    if weights == "encoder":
+        model.train_encoder_only()
+    elif weights == "lora":
+        add_patch(model, "the audited model", rank=8)
+    return model
+
+
+def _train_step(model, pictures, step, corruption, seed, batch_size, optimizer, trained):
+    size, device = batch_size // len(pictures), device_of(model)
+    batch, seeds = [], []
+    for number, pixels in enumerate(pictures):
+        count = min(size, len(pixels))
+        places = range(step * count, (step + 1) * count)
+        batch.append(pixels[[_of_cycle(t, len(pixels), seed) for t in places]])
+        seeds += [seeds_for(seed + number, t) for t in places]
+    both, draws = torch.cat(batch).to(device), np.array(seeds)
     model.train()
-    mask = corruption(model.grid, seeds[:, 1])
-    model.training_loss(batch, model.draw(batch, mask, seeds[:, 1])).mean().backward()
+    mask = corruption(model.grid, draws[:, 1])
+    model.training_loss(both, model.draw(both, mask, draws[:, 1])).mean().backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _of_cycle(t: int, count: int, seed: int) -> int:
+    """Every picture once before any again, as `data.Cycle` has it."""
+    return int(np.random.default_rng([seed, t // count]).permutation(count)[t % count])
 
 
 def best_relearning(model: I2IModel, *args, learning_rates: list[float], steps: int, **kwargs) -> dict:

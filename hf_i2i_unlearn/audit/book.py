@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage import differences, read_json, write_json
-from .verdicts import SUPPRESSED, overall, verdicts
+from .verdicts import ERASED, SUPPRESSED, overall, verdicts
 
 FORMERLY = {"report", "report_pictures"}  # options that say nothing of a figure, which older files have
 
@@ -49,7 +49,7 @@ class Book:
         """Add verdicts and what made them."""
         lines = verdicts(self.content)
         self.content |= {
-            "suppression": SUPPRESSED,
+            "suppression": ERASED if self.content["sets"].get("erased") else SUPPRESSED,
             "overall": overall(lines),
             "verdicts": lines,
             "command": command,

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 
-PARTS = ("relearning", "membership", "probe", "leakage")
+PARTS = ("relearning", "memory", "membership", "probe", "leakage")
+WEIGHTS = ("all", "encoder", "lora")  # what an attacker trains: as the family does; the encoder; adapters of rank 8 on it
 # Options under which a finished part stays valid: they choose parts, or say how fast, and not what a figure means.
 FREE = {"parts", "relearn_scrambled", "batch_size"}
 
@@ -25,6 +26,16 @@ class AuditOptions:
         default_factory=lambda: [1e-5, 1e-4, 1e-3], metadata={"help": "Learning rates tried; the attacker's best one counts."}
     )
     relearn_batch_size: int = field(default=32, metadata={"help": "Pictures per step of relearning."})
+    memory_steps: int = field(
+        default=48, metadata={"help": "Steps of the attackers that have half of the forgotten pictures and want the others."}
+    )
+    memory_learning_rates: list[float] = field(
+        default_factory=lambda: [3e-4, 1e-3], metadata={"help": "Their learning rates; the best attacker counts."}
+    )
+    memory_weights: list[str] = field(
+        default_factory=lambda: ["all", "encoder", "lora"],
+        metadata={"help": "What they train: all weights (with and without retain pictures), the encoder's, LoRA adapters."},
+    )
     tolerance: float = field(
         default=0.25, metadata={"help": "Within this share of the original's hole error a picture counts as completed again."}
     )
@@ -47,6 +58,7 @@ class AuditOptions:
             "relearn_samples": 1,
             "relearn_steps": 1,
             "relearn_batch_size": 1,
+            "memory_steps": 1,
             "probe_features": 1,
             "batch_size": 1,
             "samples": 0,
@@ -56,5 +68,9 @@ class AuditOptions:
                 raise InputError(f"{name} must be {least} or more, got {getattr(self, name)}.")
         if not self.tolerance > 0:
             raise InputError(f"tolerance is a share larger than 0, such as 0.25; got {self.tolerance}.")
-        if not self.relearn_learning_rates or min(self.relearn_learning_rates) <= 0:
-            raise InputError(f"relearn_learning_rates must be one or more numbers above 0, got {self.relearn_learning_rates}.")
+        for name in ("relearn_learning_rates", "memory_learning_rates"):
+            rates = getattr(self, name)
+            if not rates or min(rates) <= 0:
+                raise InputError(f"{name} must be one or more numbers above 0, got {rates}.")
+        if not self.memory_weights or set(self.memory_weights) - set(WEIGHTS):
+            raise InputError(f"memory_weights are one or more of {', '.join(WEIGHTS)}; got {self.memory_weights}.")

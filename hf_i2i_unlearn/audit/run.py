@@ -25,11 +25,16 @@ from .attacks import (
     visible_pixels,
 )
 from .book import Book
+from .memory import attack
 from .options import FREE, AuditOptions
 from .sets import Sets, readable, sets_of, spread
-from .statistics import auc, ratio
+from .statistics import auc, ratio, share
 
 FILE = "audit.json"
+WHOLE_CLASSES = (
+    "Whole classes were forgotten, and the attacks are tested on pictures that no model was trained on. What comes back there is "
+    "inferred from other pictures of the class and is no memory, and no unlearning of pictures takes it away."
+)
 
 
 def audit_model(
@@ -159,6 +164,7 @@ class Audit:
         self.book.content["sets"] = self.sets.description | facts
         parts = {
             "relearning": self._relearning,
+            "memory": self._memory,
             "membership": self._memberships,
             "probe": self._probes,
             "leakage": self._leakages,
@@ -207,6 +213,42 @@ class Audit:
             subject("never_seen", lambda: self.original, *seen, self.compared.never_seen_name)
         if args.relearn_scrambled:
             subject("scrambled", lambda: scrambled(self.original, args.seed))
+
+    def _memory(self):
+        """What an attacker with half of the forgotten pictures brings back of the other half."""
+        args, sets = self.options, self.sets
+        if not sets.held_trained or len(sets.known) < 2 or not sets.held:
+            self.book.part(
+                "memory/unlearned", lambda: {"skipped": WHOLE_CLASSES if sets.known else "There are too few pictures."}
+            )
+            return
+        known, held = spread(sets.known, args.relearn_pictures), spread(sets.held, args.relearn_samples)
+        retain = spread(sets.retain, args.relearn_pictures)
+
+        def attacked(name, model, source=None):
+            found = partial(
+                attack, model, known, held, retain, self.corruption, self.setting, weights=args.memory_weights,
+                learning_rates=args.memory_learning_rates, steps=args.memory_steps, batch_size=args.relearn_batch_size, title=name,
+            )  # fmt: skip
+            return self.book.part(f"memory/{name}", lambda: found() | {"pictures": len(known), "held": len(held)}, source)
+
+        def remembered():
+            before = float(hole_errors(self.original, held, self.corruption, self.setting, "the original").mean())
+            return {"error": before, "blank": float(blank_errors(self.original, held, self.corruption, self.setting).mean())}
+
+        self.book.part("memory/original", remembered)
+        attacked("unlearned", self.model)
+        if twin := self.compared.never_trained:
+            attacked("never_trained", twin, f"{self.compared.never_trained_name} {hash_weights(twin)[:16]}")
+        if sets.unseen:
+            self.book.part("memory/extraction", lambda: self._extraction(held, spread(sets.unseen, args.samples)))
+
+    def _extraction(self, held, unseen):
+        """How many of the pictures are completed better than 95 of 100 that no model was trained on."""
+        measure = partial(hole_errors, corruption=self.corruption, setting=self.setting)
+        bound = float(np.percentile(measure(self.original, unseen), 5))
+        flags = {when: measure(m, held) < bound for when, m in (("before", self.original), ("after", self.model))}
+        return {"bound": bound, "unseen": len(unseen)} | {k: share(int(v.sum()), len(v)) for k, v in flags.items()}
 
     def _memberships(self):
         for name, members, others, kind in (

@@ -14,7 +14,8 @@ from .options import AuditOptions
 class Sets:
     """Rows of an audit: {"image": {"bytes", "path"}, "label": of any kind, or None}.
 
-    known: forget pictures that the attacker has. held: others that the attacks are tested on.
+    known: forget pictures that the attacker has. held: others that the attacks are tested on; `held_trained`: whether the
+    original was trained on those too, so that it may remember them, and not only others like them.
     members: forget pictures that were trained on. unseen: pictures of the same kind that were not, None if there are none; the
     same for retain.
     """
@@ -27,6 +28,7 @@ class Sets:
     retain: list
     retain_unseen: list | None
     description: dict
+    held_trained: bool = False
 
 
 def sets_of(rows: dict[str, list], unseen: dict[str, list] | None, options: AuditOptions) -> Sets:
@@ -58,6 +60,7 @@ def sets_of(rows: dict[str, list], unseen: dict[str, list] | None, options: Audi
         spread(rows["retain"], some),
         spread(unseen.get("retain") or [], some) or None,
         {"dataset": "rows", "forget": f"{len(forget)} pictures", "retain": f"{len(rows['retain'])} pictures"},
+        not others,
     )
 
 

@@ -1,5 +1,9 @@
 """From an audit's figures to one plain verdict per line, each with its caveat. The rules are these, and no others."""
 
+import math
+
+from .memory import came_back
+
 # What the lines can say.
 FOUND, PARTLY, NONE, HOLDS = "trace found", "weakened", "no trace found", "holds"
 UNCLEAR, SKIPPED = "inconclusive", "not measured"
@@ -13,9 +17,16 @@ SMALL_AUC = 0.05
 # original's lead over a blank fill is left; else it is "weakened". Half: below, more is as it was than was taken away.
 MOST = 0.5
 
+LITTLE = 0.1  # of what separates never seen from memorised: an attacker who brings back less has next to nothing
+
 SUPPRESSED = (
     "This is suppression, not erasure: the method keeps the model from using what it knows, and does not take it out of the "
     "weights. The tests say how far that goes."
+)
+
+ERASED = (
+    "Weights were started anew and trained again without the forgotten pictures, so that what they knew is not merely kept from "
+    "use. The tests say how far that goes."
 )
 
 
@@ -25,6 +36,9 @@ def verdicts(audit: dict) -> list[dict[str, str]]:
     The rules, by part:
     - Relearning is a trace if the error comes back within the steps tried, unless that takes at least `AS_SLOW` of what a
       never-trained model takes.
+    - Memory is a trace if the best attacker, who has half of the forgotten pictures, brings back more than `LITTLE` of what
+      separates never seen from memorised on the other half, and weakened up to `MOST`. Never seen is the attacked twin where
+      there is one; else the unlearned model before the attack.
     - Membership is a trace if the interval of the AUC leaves out 0.5, none if it lies within `SMALL_AUC` of it, else
       inconclusive.
     - A probe is a trace if its interval lies above chance.
@@ -35,6 +49,8 @@ def verdicts(audit: dict) -> list[dict[str, str]]:
     parts, lines = audit["parts"], []
     if any(name.startswith("relearning/") for name in parts):
         lines.append(_relearning(audit))
+    if "memory/unlearned" in parts:
+        lines.append(_memory(audit))
     for name in ("forget", "retain"):
         if f"membership/{name}" in parts:
             lines.append(_membership(name, parts[f"membership/{name}"]))
@@ -123,6 +139,44 @@ def _relearning(audit):
     if audit["sets"].get("patch"):
         caveat += " The checkpoint is a patch on the untouched original: whoever can switch it off needs no training at all."
     return _line("relearning/unlearned", title, status, finding, caveat, steps=mine["steps"])
+
+
+def _memory(audit):
+    parts, title = audit["parts"], "Memory: the other half of the forgotten pictures"
+    mine, twin, before = (parts.get(f"memory/{name}", {}) for name in ("unlearned", "never_trained", "original"))
+    if "skipped" in mine:
+        return _line("memory/unlearned", title, SKIPPED, mine["skipped"], "")
+    reference = twin["lowest"] if twin else mine["start"]
+    share = came_back(mine["lowest"], reference, before["error"])
+    best = mine["attackers"][0]
+    how = {"all": "all weights", "encoder": "the encoder's weights", "lora": "LoRA adapters"}[best["weights"]]
+    finding = (
+        f"An attacker who trains on {mine['pictures']} of the forgotten pictures brings the {_error(audit)} on {mine['held']} "
+        f"others, which he does not have, from {mine['start']:.3g} down to {mine['lowest']:.3g} in {_steps(mine['step'])}. The "
+        f"original had {before['error']:.3g}. "
+    )
+    if math.isnan(share):
+        status = UNCLEAR
+        finding += "That is no better than a model that never saw them, so there was nothing to remember."
+    else:
+        status = FOUND if share > MOST else PARTLY if share > LITTLE else NONE
+        seen = f"A model that never saw them comes to {reference:.3g}. " if twin else ""
+        finding += f"{seen}So {share:.0%} of what separates never seen from memorised comes back."
+    caveat = (
+        f"The best of {len(mine['attackers'])} attackers: {how}, rate {best['learning_rate']:g}"
+        f"{', with retain pictures beside' if best['retain'] else ''}. Others may do better."
+    )
+    if not twin:
+        caveat += (
+            " Without a model that never saw them (--never_trained), what is learnt anew from the attacker's half is counted as "
+            "if it were remembered."
+        )
+    if extraction := parts.get("memory/extraction"):
+        finding += (
+            f" Completed better than 95 of 100 unseen pictures: {_percent(extraction['before'])} before, "
+            f"{_percent(extraction['after'])} after."
+        )
+    return _line("memory/unlearned", title, status, finding, caveat, came_back=None if math.isnan(share) else share)
 
 
 def _error(audit):

@@ -12,6 +12,7 @@ PROGRAM = "hf-i2i-unlearn"
 
 COMMANDS = {  # word: what it does, in one line. Its module has the same name, with underscores.
     "unlearn": "Make a model forget pictures; without options the embedded demo.",
+    "erase": "Take what a finished run has suppressed out of the weights.",
     "evaluate": "Measure unlearned checkpoints, before and after.",
     "verify": "Check, months later, that a model still cannot complete the pictures of a request.",
     "audit": "Find out whether what was forgotten stays forgotten.",
@@ -20,6 +21,7 @@ COMMANDS = {  # word: what it does, in one line. Its module has the same name, w
     "report": "One page for whoever asked, from what is in a run's folder.",
     "pretrain": "Train an original model from nothing.",
     "rehearse": "Rehearse a big job with a model of its size: what it takes, whether it resumes and loads.",
+    "memorise": "Train an original until it knows given pictures by heart.",
     "convert": "Published checkpoints as folders that from_pretrained reads: convert mae, palette or mage.",
     "pack": "Pack pictures small, for training.",
     "evaluate-original": "Measure original models against completions that nothing has learnt.",

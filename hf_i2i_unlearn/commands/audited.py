@@ -64,7 +64,8 @@ def run_audit(args, command: str = "") -> dict:
     compared = compared_with(args, split_args, family, model)
     options = AuditOptions(**{f.name: getattr(args, f.name) for f in fields(AuditOptions)})
     audit = Audit(model, original, sets, reader, corruption, options, masks, None, compared, facts)
-    return audit.run(Path(args.model, FILE), command, patch=patch)
+    erased = {"erased": True} if RunFolder(args.model).record.get("erasure") else {}
+    return audit.run(Path(args.model, FILE), command, patch=patch, **erased)
 
 
 def read_run(folder: str) -> dict:
@@ -130,14 +131,16 @@ def build_sets(args, split_args: SplitArguments) -> Sets:
         pool, unseen_are = _unseen(split_args, train, forget_by, forget, single)
         unseen = rows_of(pool, split_args, args.membership_samples) or None
     members = rows_of(forget, split_args, args.membership_samples)
-    if single or unseen is None:
+    held_trained = single or unseen is None
+    if held_trained:
         known, held = parted(rows_of(forget, split_args, 2 * count), args.seed)
     else:
         known, held = rows_of(forget, split_args, count), spread(unseen, count)
     retain = [{"image": row["image"]} for row in first_rows(splits.retain, args.membership_samples)]
     return Sets(
-        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, dict(splits.description)
-    )
+        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, dict(splits.description),
+        held_trained,
+    )  # fmt: skip
 
 
 def _unseen(split_args, train, forget_by, forget, single):

@@ -52,7 +52,51 @@ class MethodArguments(ObjectiveArguments):
 
 
 @dataclass
-class RunArguments(MethodArguments, SplitArguments):
+class ErasureArguments:
+    """Taking what was forgotten out of the weights too, so that an attacker cannot bring it back."""
+
+    erase: float | None = field(
+        default=None,
+        metadata={
+            "help": "Erase, not only suppress: the encoder's weights are moved this share of the way (up to 1.0) to a fresh "
+            "initialisation, and learn the original's work on retain pictures again. 1.0 needs no unlearning before it."
+        },
+    )
+    erase_decoder: bool = field(
+        default=False,
+        metadata={
+            "help": "With --erase: the decoder too, which learns the original's completions of retain pictures. Pictures known "
+            "by heart sit in it as well; but the decoder is then no longer the untouched one of the paper."
+        },
+    )
+    erase_from: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a finished run to start from, in place of unlearning first (--erase below 1)."},
+    )
+    erase_steps: int = field(default=1000, metadata={"help": "Steps of the erasure."})
+    erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, which falls as a cosine."})
+    erase_muon_learning_rate: float = field(
+        default=2e-2, metadata={"help": "That of Muon, which takes the weight matrices of transformer blocks; 0: AdamW alone."}
+    )
+    erase_batch_size: int = field(default=32, metadata={"help": "Its pairs per device and step."})
+
+    def check_erasure(self) -> None:
+        """Raise InputError for options that make no sense."""
+        if self.erase is None:
+            if self.erase_decoder or self.erase_from:
+                raise InputError("--erase_decoder and --erase_from go with --erase, the share to erase, such as 1.0.")
+            return
+        if not 0 < self.erase <= 1:
+            raise InputError(f"--erase is a share above 0 and at most 1, such as 1.0; got {self.erase:g}.")
+        if self.erase_steps < 1 or self.erase_batch_size < 1 or not self.erase_learning_rate > 0:
+            raise InputError(
+                "--erase_steps and --erase_batch_size are 1 or more, and --erase_learning_rate is above 0; got "
+                f"{self.erase_steps}, {self.erase_batch_size} and {self.erase_learning_rate:g}."
+            )
+
+
+@dataclass
+class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
     """What to unlearn."""
 
     model: str = field(default="mnist-demo", metadata={"help": "The original checkpoint: Hub id, folder, or mnist-demo."})
@@ -123,6 +167,9 @@ class RunArguments(MethodArguments, SplitArguments):
         if self.pictures < 0:
             raise InputError(f"--pictures is how many to show, 0 or more; got {self.pictures}.")
         check_required(self.require_forgotten)
+        self.check_erasure()
+        if self.erase and (self.lora or self.patches):
+            raise InputError("--erase changes the original's own weights, which a patch leaves alone; merge patches first.")
         if self.merge and not self.lora:
             raise InputError(
                 "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."

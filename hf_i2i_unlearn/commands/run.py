@@ -33,6 +33,7 @@ from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
 from .certificate import certify, require, write_record
 from .cli import command_line
+from .erasing import erasing
 from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
 from .words import find_distance, find_method, make_noise, parse_corruption
@@ -75,7 +76,7 @@ class Run:
         patch: a line on that patch. reader: reads the pictures, with the augmentation of training.
         method, distance: of the loss. corruption, eval_corruption: T in training and in evaluation. noise: n.
         splits: the four sets. pairs: the training pairs. rows: {"retain", "forget"}: the evaluation pictures, undecoded.
-        metrics: that are measured besides.
+        metrics: that are measured besides. erasure: what was erased, for the record, see `erasing`.
     """
 
     args: RunArguments
@@ -96,6 +97,7 @@ class Run:
     pairs: ForgetRetainPairs | ForgetRetainStream
     rows: dict[str, list]
     metrics: tuple[Metric, ...] = ()
+    erasure: dict | None = None
 
     @classmethod
     def prepare(
@@ -153,11 +155,17 @@ class Run:
             metrics=metrics,
         )
 
-    def trainer(self) -> UnlearningTrainer:
-        """The trainer of this run. During training it looks at up to 100 of the evaluation pictures of each set."""
-        trainer = UnlearningTrainer(
+    def trainer(
+        self, kind: type[UnlearningTrainer] = UnlearningTrainer, training: UnlearningConfig | None = None, **more
+    ) -> UnlearningTrainer:
+        """The trainer of this run. During training it looks at up to 100 of the evaluation pictures of each set.
+
+        Args:
+            kind, more: its class, and what that takes besides. training: other options than those of the run.
+        """
+        trainer = kind(
             self.model,
-            self.training,
+            training or self.training,
             self.pairs,
             self.processor,
             self.corruption,
@@ -169,6 +177,7 @@ class Run:
             method=self.method,
             distance=self.distance,
             metrics=self.metrics,
+            **more,
         )
         if self.args.merge and trainer.is_fsdp_enabled:
             raise InputError("--merge does not go with FSDP; leave it out, and merge the patch afterwards.")
@@ -189,11 +198,11 @@ def unlearn(run: Run, recipe: str) -> dict:
     Raises:
         InputError: what cannot work, before training starts. PushError: the push failed; the folder is whole.
     """
-    trainer = run.trainer()
+    trainer, resume = (run.trainer(), run.training.resume_from_checkpoint) if not run.args.erase else erasing(run)
     is_main = trainer.is_world_process_zero()
     if run.patch and is_main:
         print(run.patch)
-    trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
     run.model, run.original = trainer.whole_model(), trainer.original or run.original  # under FSDP they are others
     result, bound = _measure(run, trainer), trainer.bound_report()
     request = certify(run, trainer) if is_main else {}
@@ -250,7 +259,14 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, request: dict
     folder.write_figures(result, bound)
     name = run.training.hub_model_id if run.training.push_to_hub else folder.name
     folder.write_record(
-        model_facts(run.model, run.base_model, name, run.patch, run.args.patches, run.method.trains_encoder_alone)
+        model_facts(
+            run.model,
+            run.base_model,
+            name,
+            run.patch,
+            run.args.patches,
+            run.method.trains_encoder_alone and not run.args.erase_decoder,
+        )  # fmt: skip
         | picture_facts(run.splits.description)
         | training_facts(run.training, run.method, run.distance, run.args.variant)
         | {
@@ -261,6 +277,7 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, request: dict
             "steps": trainer.state.global_step,
             "skipped": trainer.skipped,
             "command": command,
+            "erasure": run.erasure,
             "metrics": {metric.name: metric.title for metric in run.metrics},
         }
     )

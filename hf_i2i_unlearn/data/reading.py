@@ -129,13 +129,15 @@ class PairCollator:
     The seeds of a pair are those of T for the retain picture, T for the forget picture, and n. They are no tensors, so
     that they stay on the CPU, where they are needed.
 
+    `augment_forget` is False where the reader's augmentation is for retain pictures alone.
+
     With `targets` (row numbers of the retain set -> representations) a batch also has "retain_target": (B, ...).
 
     Pictures that come by again are not decoded again, as long as they are few or small (`ROOM`) and are not augmented.
     """
 
     def __init__(self, reader: ImageReader, targets=None):
-        self.reader, self.targets = reader, targets
+        self.reader, self.targets, self.augment_forget = reader, targets, True
         self._known: dict[tuple[str, int], torch.Tensor] = {}  # pixel values (C, H, W) by set and row number
         self._room = ROOM if reader.augment is None else 0
 
@@ -165,7 +167,8 @@ class PairCollator:
         """A picture's set and row number, and its pixel values where they are known, else itself; None if it is unreadable."""
         key = name, pair.get(f"{name}_row")
         known = self._known.get(key)
-        return key, self.reader.decode(pair[name], seed) if known is None else known
+        reader = self.reader if name == "retain" or self.augment_forget else self.reader.plain
+        return key, reader.decode(pair[name], seed) if known is None else known
 
     def _pixels(self, pictures) -> torch.Tensor:
         """Pixel values of what `_picture` gave, (N, C, H, W); new ones are kept while there is room."""
@@ -180,7 +183,10 @@ class PairCollator:
 
 
 class ImageCollator:
-    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": int array (B, 3)}; unreadable ones are left out."""
+    """Rows of single pictures -> {"pixel_values": (B, C, H, W), "seeds": int array (B, 3)}; unreadable ones are left out.
+
+    A row with "augment": False is taken as it is.
+    """
 
     def __init__(self, reader: ImageReader):
         self.reader = reader
@@ -189,7 +195,11 @@ class ImageCollator:
         present = [row for row in rows if row is not None]
         if len(present) < len(rows):
             return {}
-        kept = [(p, row["seeds"]) for row in present if (p := self.reader.decode(row["image"], row["seeds"][0])) is not None]
+        kept = []
+        for row in present:
+            reader = self.reader if row.get("augment", True) else self.reader.plain
+            if (picture := reader.decode(row["image"], row["seeds"][0])) is not None:
+                kept.append((picture, row["seeds"]))
         if not kept:
             raise InputError(f"All {len(rows)} pictures of a batch are unreadable; there is nothing to train on.")
         pictures, seeds = zip(*kept)

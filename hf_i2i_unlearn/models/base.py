@@ -192,6 +192,19 @@ class I2IModel(nn.Module, abc.ABC):
         """The original model (theta_0, phi_0): a deep copy in eval mode that takes no gradient."""
         return copy.deepcopy(self).eval().requires_grad_(False)
 
+    def fresh(self) -> "I2IModel":
+        """A model of the same settings that has learnt nothing, with torch's global random numbers.
+
+        Models of transformers are made anew, by their own initialiser; of others each layer is, by its own
+        (`reset_parameters`). A family overrides it where that is not how its originals start.
+        """
+        made = copy.deepcopy(self)
+        if hasattr(self.model, "_init_weights"):
+            made.model = type(self.model)(copy.deepcopy(self.model.config))
+        else:
+            reset(made.model)
+        return made
+
     def hole(self, mask: torch.Tensor) -> torch.Tensor:
         """(B, rows, cols) patch mask -> (B, 1, H, W) boolean pixel mask, True = hidden."""
         (rows, cols), (height, width) = self.grid, self.image_size
@@ -227,6 +240,18 @@ class TrainingLoss(nn.Module):
 def join(one, two):
     """Two draws of a family as one of both batches: tensors, or named tuples of tensors."""
     return torch.cat([one, two]) if isinstance(one, torch.Tensor) else type(one)(*map(join, one, two))
+
+
+def reset(module: nn.Module) -> None:
+    """Every layer below as its own initialiser makes it; parameters that belong to no such layer as N(0, 0.02^2)."""
+    for layer in module.modules():
+        initialise = getattr(layer, "reset_parameters", None)
+        if initialise is not None:
+            initialise()
+            continue
+        for weight in layer.parameters(recurse=False):
+            if weight.requires_grad:
+                nn.init.normal_(weight, std=0.02)
 
 
 FOR_TRAINING, FOR_SAMPLING = 1, 2  # separate streams of random numbers from one seed

@@ -15,7 +15,7 @@ from ..data.reading import ImageReader
 from ..data.sources import undecoded_column
 from ..errors import InputError
 from ..training.checkpoints import last_whole_checkpoint
-from .pretraining import OptimizerPair
+from ..training.optimizers import OptimizerPair
 
 
 class LabelledPictures(torch.utils.data.Dataset):

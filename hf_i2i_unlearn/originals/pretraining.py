@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from ..data.pairs import SingleImages
 from ..data.reading import ImageCollator, ImageReader
@@ -32,8 +31,6 @@ class PretrainingTrainer(I2ITrainer):
         InputError: a corruption that hides nothing or all, a stream without max_steps, no picture, or pictures that the model
             does not take; all before any training starts.
     """
-
-    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -87,37 +84,6 @@ class PretrainingTrainer(I2ITrainer):
             self.log_terms(**diagnostics)
         return (loss, None) if return_outputs else loss
 
-    def create_optimizer(self, model=None):
-        if self.optimizer is None and self.args.muon_learning_rate > 0:
-            trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            matrices = block_matrices(self.model)
-            if not matrices:
-                raise InputError(
-                    f"Muon takes the weight matrices of transformer blocks, and none of the '{self.i2i.family}' "
-                    "model's is to be trained; set muon_learning_rate to 0."
-                )
-            taken = {id(p) for p in matrices}
-            plain = [p for _, p in trainable if id(p) not in taken and p.ndim < 2]
-            other = [p for _, p in trainable if id(p) not in taken and p.ndim >= 2]
-            decay = self.args.weight_decay
-            self.optimizer = OptimizerPair(
-                torch.optim.Muon(matrices, lr=self.args.muon_learning_rate, weight_decay=decay),
-                torch.optim.AdamW(
-                    [{"params": other, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}],
-                    lr=self.args.learning_rate,
-                    betas=(self.args.adam_beta1, self.args.adam_beta2),
-                    fused=True,
-                ),
-            )
-        return super().create_optimizer(model)
-
-
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable weights of the linear layers within stacks of blocks (`nn.ModuleList`): not embeddings, not heads."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = {id(layer): layer for stack in stacks for layer in stack.modules() if isinstance(layer, nn.Linear)}
-    return [layer.weight for layer in layers.values() if layer.weight.requires_grad]
-
 
 def _first_readable(dataset, reader: ImageReader, limit: int = 100) -> dict:
     rows = iter(dataset) if isinstance(dataset, SingleImageStream) else (dataset[t] for t in range(len(dataset)))
@@ -125,34 +91,3 @@ def _first_readable(dataset, reader: ImageReader, limit: int = 100) -> dict:
         if row is not None and reader.decode(row["image"]) is not None:
             return row
     raise InputError(f"None of the first {limit} pictures can be read; check the image column and the files.")
-
-
-class OptimizerPair(torch.optim.Optimizer):
-    """Two optimisers over disjoint weights that step, save and load as one (Muon takes matrices only)."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer):
-        self.optimizers = optimizers
-        self.defaults = {}
-
-    @property
-    def param_groups(self):
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    @property
-    def state(self):
-        return {p: s for optimizer in self.optimizers for p, s in optimizer.state.items()}
-
-    def step(self, closure=None):
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def zero_grad(self, set_to_none=True):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def state_dict(self):
-        return {str(i): optimizer.state_dict() for i, optimizer in enumerate(self.optimizers)}
-
-    def load_state_dict(self, state_dict):
-        for i, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state_dict[str(i)])

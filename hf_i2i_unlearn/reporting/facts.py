@@ -7,6 +7,7 @@ A record (run.json) holds plain values under these names:
     adapters       patch (a line on them, None without), below (patches under them)
     pictures       dataset, dataset_on_hub (bool), forget, forget_size, retain, retain_size, retain_availability, evaluation
     method         method: {"name", "source", "summary", "options"}, alpha, distance, noise, corruption, eval_corruption
+    erasure        optional: {"share", "decoder" (bool), "moved", "weights", "steps"}
     training       steps, batch, learning_rate, seed, kept ("best", "last"), skipped
     how            command, versions: {package: version}
     metrics        optional: {name in figures.json: title in tables}, of those beside mse and psnr
@@ -42,9 +43,21 @@ def facts(record: dict, bound: dict | None = None, mark: str = "") -> dict[str, 
         "n ~ N(0, Sigma)": r["noise"],
         "T in training": f"{mark}{r['corruption']}{mark}",
         "steps": f"{r['steps']} of {r['batch']} pairs, learning rate {r['learning_rate']:g}",
+        **_erased(r.get("erasure")),
         "seed": str(r["seed"]),
         "checkpoint kept": KEPT[r["kept"]],
         "unreadable pairs skipped": str(r["skipped"]),
+    }
+
+
+def _erased(erasure: dict | None) -> dict[str, str]:
+    """The row on what was erased, where something was."""
+    if not erasure:
+        return {}
+    which = "encoder and decoder" if erasure["decoder"] else "encoder"
+    return {
+        "erased": f"{which}: {erasure['moved']:,} of {erasure['weights']:,} weights, {erasure['share']:.0%} of the way to a fresh "
+        f"initialisation; {erasure['steps']:,} steps to learn the original's work again"
     }
 
 

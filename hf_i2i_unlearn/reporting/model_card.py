@@ -72,6 +72,7 @@ def _words(run: RunFolder) -> dict[str, str]:
         if record["decoder_untouched"]
         else "The decoder was trained too.",
         "patch": _describe_patch(record),
+        "remains": _remains(record.get("erasure")),
         "verdict": _verdict(run.request),
         "note": f"{record['note'].strip()}\n\n" if record.get("note") else "",
         "picture": f"![before and after]({PICTURE})\n\n" if run.picture.is_file() else "",
@@ -88,6 +89,22 @@ def _verdict(request: dict) -> str:
         return ""
     lines = [f"- {line}" for line in details(request)]
     return f"**{headline(request)}**\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _remains(erasure: dict | None) -> str:
+    """What is left in the weights, as far as the way of training says it."""
+    test = "How far this checkpoint resists that is in the section Audit, which `recipes/audit.py` adds."
+    if not erasure:
+        return (
+            "This is suppression, not erasure. Fine-tuning on a few dozen forget pictures is known to bring small models back "
+            f"within tens of steps. {test}"
+        )
+    which = "encoder and decoder" if erasure["decoder"] else "the encoder"
+    left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
+    return (
+        f"{which.capitalize()} started {erasure['share']:.0%} of the way from a fresh initialisation, and learnt the original's "
+        f"work again.{left} Fine-tuning on forget pictures may still bring something back. {test}"
+    )
 
 
 def _metadata(run: RunFolder) -> dict:

@@ -33,6 +33,7 @@ from .checkpoints import (
     remove_aside,
 )
 from .interruption import EndOnSignal, StepClock
+from .optimizers import with_muon
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class I2ITrainer(Trainer):
         Preempted: in `train`, after SIGTERM.
     """
 
+    optimizer: torch.optim.Optimizer | None
     loss_is_scaled_for_ga = False  # compute_loss returns the mean of its own micro-batch
 
     def __init__(self, *args, **kwargs):
@@ -137,6 +139,11 @@ class I2ITrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and getattr(self.args, "muon_learning_rate", 0) > 0:
+            self.optimizer = with_muon(self.model, self.i2i.family, self.args)
+        return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)

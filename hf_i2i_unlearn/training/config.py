@@ -89,6 +89,10 @@ class UnlearningConfig(TrainingArguments):
     lr_scheduler_type: str = field(
         default="constant", metadata={"help": "Schedule of the learning rate (algorithm 1 has a constant zeta)."}
     )
+    muon_learning_rate: float = field(
+        default=0.0,
+        metadata={"help": "Learning rate of Muon, which takes the weight matrices of the blocks; 0 gives all to AdamW."},
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2 (App. C.3)."})
     num_train_epochs: float = field(default=5, metadata={"help": "Passes over the forget set (App. C.3)."})
     per_device_train_batch_size: int = field(

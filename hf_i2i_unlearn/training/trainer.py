@@ -91,9 +91,8 @@ class UnlearningTrainer(I2ITrainer):
             _refuse_evaluation_options(args)
             args.eval_strategy = "no"
         original = original or original_of(model)  # kept beside the model, never inside it, so that no checkpoint holds it
-        _prepare_weights(model, original, args, method)
         super().__init__(
-            model=model if method.trains_encoder_alone else TrainingLoss(model),
+            model=self.trained_module(model, original, args, method),
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
@@ -114,6 +113,12 @@ class UnlearningTrainer(I2ITrainer):
         self.evaluator: Evaluator | None = None
         if eval_dataset is not None:
             self._add_evaluation(eval_dataset, reader.plain, metrics)
+
+    @staticmethod
+    def trained_module(model: I2IModel, original: I2IModel, args: UnlearningConfig, method: Method) -> torch.nn.Module:
+        """What is trained, with all that is not frozen. Raises InputError if that is nothing."""
+        prepare_weights(model, original, args, method)
+        return model if method.trains_encoder_alone else TrainingLoss(model)
 
     def _add_control(self):
         """The bound on retain, and what ends a run early."""
@@ -330,7 +335,7 @@ def _check_run(model, args, method, train_dataset, corruption, eval_corruption, 
         )
 
 
-def _prepare_weights(model, original, args, method):
+def prepare_weights(model, original, args, method):
     """Freeze what the method does not train. Raises InputError if that is everything."""
     if args.channels_last:
         for one in (model, original):

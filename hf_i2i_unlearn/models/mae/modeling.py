@@ -5,6 +5,7 @@ after the final layer norm). Nothing is shared between encoder and decoder, so "
 """
 
 import contextlib
+import copy
 
 import torch
 from torch import nn
@@ -85,6 +86,9 @@ class I2IMAE(I2IModel):
             projection = embeddings.patch_embeddings.projection
             nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         return cls(model)
+
+    def fresh(self):
+        return type(self).from_config(copy.deepcopy(self.model.config))
 
     @property
     def image_size(self):

@@ -1,0 +1,110 @@
+"""The second stage of a run that erases: what its trainer is, and what lies before it."""
+
+import copy
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import SchedulerType, TrainerCallback
+
+from ..errors import InputError
+from ..models.auto import load_model
+from ..models.erasure import move_to_fresh
+from ..storage import flush
+from ..training.checkpoints import checkpoints, last_whole_checkpoint
+from ..training.config import UnlearningConfig
+from ..training.erasure import ErasureTrainer
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SUPPRESSED = "suppressed"  # folder in that of the run: the unlearned model that a share below 1 starts from
+
+
+def erasing(run: "Run"):
+    """Move the weights of `run.model`, after unlearning where the share asks for it.
+
+    Returns:
+        The trainer of the erasure, and the checkpoint to go on with, or None.
+
+    Raises:
+        InputError: a method that trains outputs, or a folder to start from that holds another model.
+    """
+    args, training = run.args, run.training
+    if not run.method.trains_encoder_alone:
+        raise InputError(
+            f"--erase distils the encoder, and the method '{run.method}' trains on outputs; use ours or random_encoder."
+        )
+    trainable = [p for p in run.model.parameters() if p.requires_grad]
+    resume = _last(training.output_dir) if training.resume_from_checkpoint else None
+    if args.erase_from:
+        run.model.load_state_dict(load_model(args.erase_from).state_dict())
+    elif args.erase < 1 and resume is None:
+        _suppress(run)
+    for weight in trainable:  # unlearning froze the decoder
+        weight.requires_grad_(True)
+    moved, total = move_to_fresh(run.model, args.erase, training.seed, args.erase_decoder)
+    what = "encoder and decoder" if args.erase_decoder else "the encoder"
+    run.erasure = {
+        "share": args.erase,
+        "decoder": args.erase_decoder,
+        "moved": moved,
+        "weights": total,
+        "steps": args.erase_steps,
+    }
+    run.training = erasure_options(args, training)
+    trainer = run.trainer(ErasureTrainer, distil_decoder=1.0 if args.erase_decoder else 0.0)
+    if trainer.is_world_process_zero():
+        pairs = args.erase_batch_size * trainer.args.world_size
+        print(
+            f"Erasing: {moved:,} of {total:,} weights ({what}) start {args.erase:.0%} anew, and are trained for "
+            f"{args.erase_steps:,} steps of {pairs} pairs."
+        )
+        trainer.add_callback(SaysHowLong())
+    return trainer, resume
+
+
+def erasure_options(args, training: UnlearningConfig) -> UnlearningConfig:
+    """The options of training with those of the erasure in their place."""
+    changed = copy.copy(training)  # not made anew: that would hide the access token
+    changed.max_steps, changed.learning_rate = args.erase_steps, args.erase_learning_rate
+    changed.muon_learning_rate = args.erase_muon_learning_rate
+    changed.per_device_train_batch_size = args.erase_batch_size
+    changed.lr_scheduler_type, changed.warmup_steps = SchedulerType.COSINE, 0.03
+    return changed
+
+
+def _suppress(run):
+    """Unlearn first, in a folder of its own, which is kept; done already if it holds a result."""
+    training = copy.copy(run.training)
+    training.output_dir = str(Path(training.output_dir, SUPPRESSED))
+    done = Path(training.output_dir, "finished")
+    trainer = run.trainer(training=training)
+    if done.is_file():
+        run.model.load_weights(training.output_dir)
+        return
+    trainer.train(resume_from_checkpoint=_last(training.output_dir) if training.resume_from_checkpoint else None)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        done.touch()
+        flush(done)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _last(folder) -> str | None:
+    return last_whole_checkpoint(folder) if Path(folder).is_dir() and checkpoints(folder) else None
+
+
+class SaysHowLong(TrainerCallback):
+    """Says how long the whole will take, once the first steps are measured."""
+
+    AFTER = 10
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not hasattr(self, "first"):
+            self.first, self.started = state.global_step, time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.first + self.AFTER and state.is_world_process_zero:
+            seconds = (time.perf_counter() - self.started) / self.AFTER * (state.max_steps - state.global_step)
+            print(f"About {seconds / 60:.1f} minutes.", flush=True)

@@ -1,0 +1,63 @@
+"""`ErasureTrainer`: what was moved towards a fresh initialisation learns the original's work again, from retain pictures alone."""
+
+import torch
+from torch import nn
+
+from ..models.base import I2IModel
+from .trainer import UnlearningTrainer, prepare_weights
+
+
+class EncoderAndLoss(nn.Module):
+    """Encoder and training loss of a model behind one `forward`, which is what DDP sees."""
+
+    def __init__(self, i2i: I2IModel):
+        super().__init__()
+        self.i2i = i2i
+
+    def forward(self, pixel_values, draw, target=None):
+        """E(T(x)), (B, ...); with a target (B, C, H, W) the family's training loss towards it, (B,)."""
+        return self.i2i(pixel_values, draw) if target is None else self.i2i.training_loss(pixel_values, draw, target)
+
+
+class ErasureTrainer(UnlearningTrainer):
+    """`UnlearningTrainer` whose model starts from `models.erasure.move_to_fresh`, and whose original is another one.
+
+    The objective is the method's own, such as eq. 10, against the original: no retain picture is needed beyond those, and no
+    forget picture is ever shown as something to be completed. With `distil_decoder` the decoder is trained too, by the family's
+    training loss towards the original's completions of retain pictures:
+
+        loss = objective + distil_decoder * L(x_r, D0(E0(T(x_r))))
+
+    Args:
+        distil_decoder: the weight of that term; 0 leaves the decoder bit for bit what it was. The rest is as in
+            `UnlearningTrainer`; `original` must be given, for the model is no longer it.
+    """
+
+    def __init__(self, *args, distil_decoder: float = 0.0, original: I2IModel, **kwargs):
+        self.distil_decoder = distil_decoder
+        super().__init__(*args, original=original, **kwargs)
+        self.data_collator.augment_forget = False
+
+    def trained_module(self, model, original, args, method):
+        if not self.distil_decoder:
+            return super().trained_module(model, original, args, method)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        prepare_weights(model, original, args, method)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return EncoderAndLoss(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs)
+        if self.distil_decoder:
+            output = self._output(model, inputs["retain"], inputs["seeds"][:, 0])
+            self.log_terms(output_distance=output)
+            loss = loss + self.distil_decoder * output
+        return (loss, None) if return_outputs else loss
+
+    def _output(self, model, pixels, seeds):
+        """The mean training loss towards the original's completions of the pictures."""
+        mask = self.corruption.at(self.state.global_step)(self.i2i.grid, seeds)
+        with torch.no_grad():
+            completed = getattr(self.original, "module", self.original).generate(pixels, mask, seeds)
+        return model(pixels, self.i2i.draw(pixels, mask, seeds), completed).mean()
