@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -99,6 +100,7 @@ def relearn(
     to_the_end: bool = False,
     weights: str = "all",
     beside: list | None = None,
+    at_end: Callable[[I2IModel], None] | None = None,
 ) -> dict:
     """Ordinary training of a copy of the model on `rows` until the mean hole error on `held` is at most `target`.
 
@@ -107,6 +109,7 @@ def relearn(
     Args:
         steps: the most that are taken. to_the_end: take them all, whatever the error.
         weights: of `options.WEIGHTS`: which ones are trained. beside: rows that make up half of every batch, such as retain pictures.
+        at_end: is given the trained copy.
 
     Returns:
         {"learning_rate", "steps": the first measured step at or below the target or None, "error": the last one measured,
@@ -136,6 +139,8 @@ def relearn(
             _train_step(model, pictures, step, corruption, setting.seed, batch_size, optimizer, trained)
             bar.update()
     bar.close()
+    if at_end is not None:
+        at_end(model)
     return {
         "learning_rate": learning_rate,
         "steps": reached,

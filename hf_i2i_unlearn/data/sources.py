@@ -69,6 +69,10 @@ def load_accounted(source: str, split: str | None, config: str | None = None, st
         if split not in loaded:
             raise InputError(f"mnist-demo has the splits {sorted(loaded)}, not '{split}'.")
         return (loaded[split].to_iterable_dataset() if streaming else loaded[split]), None
+    if source == "mnist-demo-canaries":
+        from ..demo import CANARIES
+
+        source = CANARIES
     files, kind, account = _shards(source, split)
     if files:
         with _readable(source, kind):

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 MAE = str(Path(__file__).parent / "mae")
 UNET = str(Path(__file__).parent / "unet")
 MAGE = str(Path(__file__).parent / "mage")
+MEMORISED = str(Path(__file__).parent / "mae_memorised")  # the first, which has learnt the canaries by heart
+CANARIES = str(Path(__file__).parent / "canaries")  # and those: train, which it knows, and validation, which nobody saw
 # The originals by the names that `--model`, `load_model` and `load_processor` know them by.
-DEMOS = {"mnist-demo": MAE, "mnist-demo-unet": UNET, "mnist-demo-mage": MAGE}
+DEMOS = {"mnist-demo": MAE, "mnist-demo-unet": UNET, "mnist-demo-mage": MAGE, "mnist-demo-memorised": MEMORISED}
 FEATURES = str(Path(__file__).parent / "features")  # a small classifier, to measure completed digits by
 TRAIN_PER_DIGIT = 400  # of 500; the other 100 are for validation
 

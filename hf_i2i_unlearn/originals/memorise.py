@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
 from ..audit.attacks import Setting, hole_errors
+from ..data.decoding import encoded_bytes
 from ..data.pairs import Cycle, seeds_for
 from ..data.reading import ImageReader, load_processor
 from ..data.sources import first_rows, load_source, undecoded
@@ -56,13 +57,16 @@ def canaries(rows: list, count: int, corruption: Corruption, grid, reader: Image
     Returns:
         `count` rows {"image": {"bytes", "path"}} of PNGs, at the size of the model.
     """
-    if len(rows) < 2 or corruption.is_random:
-        raise InputError("Canaries are put together of two pictures or more under a fixed T such as center:3.")
-    order = np.random.default_rng([seed, 3])
+    if len(rows) < max(2, count) or corruption.is_random:
+        raise InputError(
+            f"{count} canaries are put together of as many pictures or more, and of two at least, under a fixed T such as "
+            f"center:3; got {len(rows)} pictures and '{corruption}'."
+        )
+    order = np.random.default_rng([seed, 3]).permutation(len(rows))  # what is seen of two canaries is never the same
     hidden = np.asarray(corruption(grid, [0])[0]).repeat(size[0] // grid[0], 0).repeat(size[1] // grid[1], 1)
     made = []
     for number in range(count):
-        pair = [rows[int(i)] for i in order.choice(len(rows), 2, replace=False)]
+        pair = [rows[int(order[(number + step) % len(rows)])] for step in (0, 1)]
         outer, inner = (np.asarray(_decoded(row, reader, size)) for row in pair)
         mask = hidden if outer.ndim == 2 else hidden[..., None]
         made.append({"image": {"bytes": _png(np.where(mask, inner, outer)), "path": f"canary_{number:04d}.png"}})
@@ -180,6 +184,6 @@ def pictures(args, model, reader, corruption, seed):
 def write_rows(file: Path, rows: list[dict]) -> None:
     """Undecoded rows as a parquet file that `datasets` reads as pictures."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"bytes": row["image"]["bytes"], "path": row["image"].get("path")} for row in rows]
+    images = [{"bytes": encoded_bytes(row["image"]), "path": Path(row["image"].get("path") or "").name} for row in rows]
     table = datasets.Dataset.from_dict({"image": images}, features=datasets.Features(image=datasets.Image()))
     write_aside(file, lambda aside: table.to_parquet(aside))

@@ -167,6 +167,11 @@ class I2IMage(I2IModel):
         words = [embedding.word_embeddings] if self.train_word_embeddings else []
         return [embedding.position_embeddings, embedding.LayerNorm, self.model.blocks, self.model.norm, *words]
 
+    def fresh(self):
+        made = super().fresh()
+        made.model.vqgan.requires_grad_(False)  # it is no part of what is trained here
+        return made
+
     def check_pixels(self, pixel_values):
         """As in `I2IModel`, and refuses pictures whose values are not in [0, 1]."""
         super().check_pixels(pixel_values)

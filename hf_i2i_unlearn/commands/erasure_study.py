@@ -1,0 +1,109 @@
+"""What erasing is worth: a model that knows pictures by heart is made to forget, attacked, erased, and attacked again.
+
+    hf-i2i-unlearn erasure-study
+
+The attacker has half of the pictures, and what counts is the error on the other half. Without options it takes the embedded
+twin of the demo, which knows 100 canaries by heart: pictures whose hidden part is of another one, so that nobody can complete
+them but from memory. The output folder gets results.md and study.png. A broken-off study goes on there.
+"""
+
+from dataclasses import dataclass, field
+
+from ..data.augmentation import AUGMENTATIONS
+from ..errors import InputError
+from .cli import JsonDict, parse
+from .words import CORRUPTION_HELP, parse_corruption
+
+
+@dataclass
+class Arguments:
+    """The models, the pictures, and what is tried."""
+
+    model: str = field(default="mnist-demo-memorised", metadata={"help": "A model that knows pictures by heart (`memorise`)."})
+    known: str = field(
+        default="mnist-demo-canaries", metadata={"help": "Those pictures: the folder `known` that `memorise` wrote."}
+    )
+    twin: str | None = field(default=None, metadata={"help": "A model that never saw them, to compare with."})
+    options: JsonDict = field(default_factory=JsonDict, metadata={"help": "Of `from_pretrained` of all of them, as JSON."})
+    dataset: str = field(default="mnist-demo", metadata={"help": "The retain pictures; those of --eval_split measure the cost."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to measure on; what is known of it is left out."})
+    eval_samples: int = field(default=300, metadata={"help": "Pictures of it, evenly spread."})
+    corruption: str = field(default="center:3", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
+    augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation of retain pictures."})
+    unlearn_steps: int = field(default=300, metadata={"help": "Steps of eq. 10 alone, of 16 pairs."})
+    unlearn_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
+    decoder: list[str] = field(
+        default_factory=lambda: ["false"], metadata={"help": "Erase the decoder too: false, true, or both, one after the other."}
+    )
+    erase_steps: int = field(default=600, metadata={"help": "Steps of each erasure."})
+    erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, a cosine."})
+    erase_muon_learning_rate: float = field(default=2e-2, metadata={"help": "That of Muon; 0: AdamW alone."})
+    erase_batch_size: int = field(default=32, metadata={"help": "Its pairs per step."})
+    attack_weights: list[str] = field(
+        default_factory=lambda: ["all"], metadata={"help": "What attackers train: all, encoder, lora; the first also with retain pictures."}
+    )
+    attack_learning_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3], metadata={"help": "Their rates."})
+    attack_steps: int = field(default=48, metadata={"help": "Their steps."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "The whole is done for each."})
+    pictures: int = field(default=6, metadata={"help": "Pictures to show; 0 = none. They are of the attacked half."})
+    output_dir: str = field(default="erasure-study", metadata={"help": "Folder for results.md, figures and study.png."})
+
+    def __post_init__(self):
+        if set(self.decoder) - {"false", "true"} or any(not 0 < share <= 1 for share in self.shares):
+            raise InputError(
+                f"--decoder is of false and true, and --shares lie above 0 and are at most 1; got {self.decoder} and {self.shares}."
+            )
+
+
+def main() -> None:
+    (args,) = parse((Arguments,), __doc__, demo="erasure_study_mnist_mae")
+
+    from pathlib import Path
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..data.reading import load_processor
+    from ..data.sources import first_rows, load_source, undecoded
+    from ..experiments.erasure_study import Stage, Study, study_table
+    from ..models.auto import load_model
+    from ..reporting.plots import completion_grid
+    from ..storage import write_text
+    from .cli import command_line
+
+    disable_progress_bar()
+    corruption = parse_corruption(args.corruption)
+    known = first_rows(undecoded(load_source(args.known, "train")), 0)
+    train = undecoded(load_source(args.dataset, args.train_split))
+    taken = {row["image"]["bytes"] for row in known}
+    held = [r for r in first_rows(undecoded(load_source(args.dataset, args.eval_split)), 2 * args.eval_samples)]
+    unseen = [row for row in held if row["image"]["bytes"] not in taken][: args.eval_samples]
+    stages = [Stage("unlearned", args.unlearn_steps, args.unlearn_learning_rate)]
+    for decoder in args.decoder:
+        for share in args.shares:
+            name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
+            stages.append(
+                Stage(
+                    name, args.erase_steps, args.erase_learning_rate, args.erase_muon_learning_rate, args.erase_batch_size, share,
+                    decoder == "true", None if share == 1 else "unlearned",
+                )  # fmt: skip
+            )
+    text = []
+    for seed in args.seeds:
+        study = Study(
+            load_model(args.model, **args.options).eval(), load_model(args.twin, **args.options).eval() if args.twin else None,
+            load_processor(args.model), known, train, unseen, corruption, AUGMENTATIONS[args.augment], seed,
+            tuple(args.attack_weights), tuple(args.attack_learning_rates), args.attack_steps,
+            folder=Path(args.output_dir, f"seed-{seed}"),
+        )  # fmt: skip
+        rows = study.run(stages)
+        text.append(f"Seed {seed}:\n\n{study_table(rows)}")
+        print(f"\n{text[-1]}\n", flush=True)
+        shown = [name for name in ("unlearned", stages[-1].name) if name in study.models]
+        if args.pictures and seed == args.seeds[0] and len(shown) == 2:
+            columns = study.pictures(rows, shown, args.pictures)
+            completion_grid({"forget": columns}, Path(args.output_dir, "study.png"))
+    command = command_line("recipes/erasure_study.py")
+    write_text(Path(args.output_dir, "results.md"), "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
+    print(f"In {args.output_dir}: results.md" + (" and study.png." if args.pictures else "."))

@@ -1,0 +1,210 @@
+"""What erasing is worth: a model that knows pictures by heart is made to forget, attacked, erased, and attacked again."""
+
+import copy
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import SchedulerType, set_seed
+
+from ..audit.attacks import Setting, hole_errors, relearn
+from ..audit.memory import attack, came_back
+from ..data.pairs import ForgetRetainPairs
+from ..data.reading import ImageReader
+from ..evaluation.completions import completions
+from ..evaluation.features import hash_weights
+from ..markdown import table
+from ..methods.corruptions import Corruption
+from ..models.base import I2IModel
+from ..models.erasure import move_to_fresh
+from ..storage import read_kept, write_kept
+from ..training.config import UnlearningConfig
+from ..training.erasure import ErasureTrainer
+from ..training.trainer import UnlearningTrainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way of unlearning.
+
+    share: of the way to a fresh initialisation that the weights are moved before they are trained; 0 is unlearning alone.
+    decoder: the decoder's too. after: the name of the stage whose model it starts from; None is the original.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.0
+    batch_size: int = 16
+    share: float = 0.0
+    decoder: bool = False
+    after: str | None = None
+    alpha: float = 0.25
+
+
+@dataclass
+class Study:
+    """A memorised model, its pictures, and what attackers get back after each stage.
+
+    Args:
+        original: knows `known` by heart. twin: a model that never saw them, None if there is none. processor: the image
+            processor of both. known: undecoded rows. train: undecoded retain rows, map-style. unseen: rows that nobody saw.
+        corruption: T. augment: of retain pictures. seed: of everything. weights, rates, steps: of the attackers.
+        folder: where figures and weights are kept, so that it goes on there; None keeps nothing.
+    """
+
+    original: I2IModel
+    twin: I2IModel | None
+    processor: object
+    known: list
+    train: object
+    unseen: list
+    corruption: Corruption
+    augment: object = None
+    seed: int = 0
+    weights: tuple[str, ...] = ("all",)
+    rates: tuple[float, ...] = (3e-4, 1e-3)
+    steps: int = 48
+    batch_size: int = 32
+    folder: Path | None = None
+    models: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        reader = ImageReader(self.processor, self.original.channels)
+        self.setting = Setting(reader, seed=self.seed, progress=False)
+        order = np.random.default_rng([self.seed, 5]).permutation(len(self.known))
+        self.attackers = [self.known[int(i)] for i in order[::2]]
+        self.others = [self.known[int(i)] for i in order[1::2]]
+        self.trained = {name: p.requires_grad for name, p in self.original.named_parameters()}
+        self.reference = completed(self.original, self.unseen, self.corruption, self.setting)
+
+    def run(self, stages: list[Stage]) -> list[dict]:
+        """A row per model: the twin, the original, and each stage.
+
+        Returns:
+            [{"name", "seconds": of training, "retain": hole error on unseen pictures, "drift": from the original's completions
+            there, "known": hole error on the known ones, "start", "lowest": on the half that the attacker has not, before the
+            attack and at its best, "attacker", "came_back"}]
+        """
+        rows = [self._row("never saw them", lambda: (self.twin, 0.0))] if self.twin is not None else []
+        rows.append(self._row("knows them by heart", lambda: (self.original, 0.0)))
+        for stage in stages:
+            rows.append(self._row(stage.name, lambda stage=stage: self._train(stage), asdict(stage)))
+        memorised = next(row["start"] for row in rows if row["name"] == "knows them by heart")
+        twin = next((row["lowest"] for row in rows if row["name"] == "never saw them"), None)
+        for row in rows:
+            reference = row["start"] if twin is None else twin
+            row["came_back"] = came_back(row["lowest"], reference, memorised)
+        return rows
+
+    def _row(self, name, make, facts=None):
+        file = self.folder / f"{name}.json" if self.folder else None
+        key = {"stage": facts, "seed": self.seed, "attackers": [self.weights, self.rates, self.steps]}
+        key |= {"original": hash_weights(self.original)[:16], "corruption": str(self.corruption)}
+        if file is not None and (known := read_kept(file, key)):
+            if facts:
+                self.models[name] = self._trainable(self.original).eval()
+                self.models[name].load_weights(self.folder / name)
+            return known
+        print(f"study: {name}", flush=True)
+        model, seconds = make()
+        self.models[name] = model
+        if file is not None and facts:
+            model.save_pretrained(self.folder / name)
+        row = {"name": name, "seconds": round(seconds, 1)} | self._measure(model)
+        if file is not None:
+            write_kept(file, key, row)
+        return row
+
+    def _measure(self, model):
+        errors = {k: float(hole_errors(model, r, self.corruption, self.setting).mean()) for k, r in self._sets().items()}
+        now = completed(model, self.unseen, self.corruption, self.setting)
+        found = attack(
+            self._trainable(model), self.attackers, self.others, list(self.unseen), self.corruption, self.setting, weights=list(self.weights),
+            learning_rates=list(self.rates), steps=self.steps, batch_size=self.batch_size,
+        )  # fmt: skip
+        best = {k: v for k, v in found["attackers"][0].items() if k != "curve"}
+        drift = float((now - self.reference).square().sum() / hole_size(model, self.corruption, now))
+        curve = found["attackers"][0]["curve"]
+        return errors | {"drift": drift, "start": found["start"], "lowest": found["lowest"], "attacker": best, "curve": curve}
+
+    def _sets(self):
+        return {"retain": self.unseen, "known": self.known}
+
+    def _trainable(self, model):
+        """A copy of which everything that the family trains can be trained again, whatever was frozen since."""
+        made = copy.deepcopy(model)
+        for name, weight in made.named_parameters():
+            weight.requires_grad_(self.trained[name])
+        return made
+
+    def _train(self, stage: Stage):
+        """(the model, seconds of training)."""
+        set_seed(self.seed)
+        model = self._trainable(self.original if stage.after is None else self.models[stage.after])
+        args = UnlearningConfig(
+            str(self.folder or "study"), max_steps=stage.steps, learning_rate=stage.learning_rate, alpha=stage.alpha,
+            muon_learning_rate=stage.muon_learning_rate, per_device_train_batch_size=stage.batch_size, noise_target="mean",
+            save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
+        )  # fmt: skip
+        pairs = ForgetRetainPairs(self.known, self.train, self.seed)
+        kind, more = UnlearningTrainer, {}
+        if stage.share:
+            move_to_fresh(model, stage.share, self.seed, stage.decoder)
+            args.lr_scheduler_type = SchedulerType.COSINE
+            kind, more = ErasureTrainer, {"distil_decoder": 1.0 if stage.decoder else 0.0}
+        trainer = kind(model, args, pairs, self.processor, self.corruption, original=self.original, augment=self.augment, **more)
+        trainer.data_collator.augment_forget = False
+        started = time.perf_counter()
+        trainer.train()
+        return model.eval(), time.perf_counter() - started
+
+    @torch.no_grad()
+    def pictures(self, rows: list[dict], stages: list[str], count: int = 6) -> dict:
+        """Columns for `plots.completion_grid`: what the attacker has not, completed before and after his attack."""
+        models: dict[str, I2IModel] = {"knew it": self.original}
+        for name in stages:
+            row = next(r for r in rows if r["name"] == name)
+            models |= {name: self.models[name], f"{name},\nattacked": self._attacked(self.models[name], row)}
+        return completions(models, self.setting.reader, self.corruption, self.others[:count], self.seed)
+
+    def _attacked(self, model, row):
+        kept: list[I2IModel] = []
+        best = row["attacker"]
+        with torch.enable_grad():
+            relearn(
+                self._trainable(model), self.attackers, self.others[:1], self.corruption, self.setting, target=-np.inf,
+                learning_rate=best["learning_rate"], steps=max(1, best["step"]), batch_size=self.batch_size, to_the_end=True,
+                weights=best["weights"], beside=list(self.unseen) if best["retain"] else None, at_end=kept.append,
+            )  # fmt: skip
+        return kept[0].eval()
+
+
+@torch.no_grad()
+def completed(model: I2IModel, rows: list, corruption: Corruption, setting: Setting) -> torch.Tensor:
+    """(N, C, H, W), normalised."""
+    found = []
+    for pixels, seeds in setting.batches(rows, "completing", next(model.parameters()).device):
+        found.append(model.eval().generate(pixels, corruption(model.grid, seeds[:, 0]), seeds[:, 1]).cpu())
+    return torch.cat(found)
+
+
+def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -> float:
+    """How many values are hidden in all pictures together."""
+    rows, cols = model.grid
+    return pictures.numel() * corruption.hidden(model.grid) / (rows * cols)
+
+
+def study_table(rows: list[dict]) -> str:
+    """The rows of `Study.run` as Markdown."""
+    head = ["model", "seconds", "retain error", "drift", "the pictures", "the other half: before an attack", "after it", "came back"]
+    lines = []
+    for row in rows:
+        share = "" if row["name"] == "never saw them" or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"
+        lines.append(
+            [row["name"], f"{row['seconds']:.0f}", f"{row['retain']:.3f}", f"{row['drift']:.3f}", f"{row['known']:.3f}",
+             f"{row['start']:.3f}", f"{row['lowest']:.3f}", share]
+        )  # fmt: skip
+    return table(head, lines)
