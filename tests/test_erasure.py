@@ -60,7 +60,9 @@ def test_half_of_the_way_is_the_mean_and_norms_become_the_identity(family):
         if name in names and weight.requires_grad:
             assert_close(weight, (before[name] + dict(whole.named_parameters())[name]) / 2)
     modules = dict(whole.named_modules())
-    norms = [n for n, m in modules.items() if isinstance(m, (torch.nn.LayerNorm, torch.nn.GroupNorm)) and f"{n}.weight" in names]
+    norms = [
+        n for n, m in modules.items() if isinstance(m, (torch.nn.LayerNorm, torch.nn.GroupNorm)) and f"{n}.weight" in names
+    ]
     assert norms and all(torch.equal(modules[n].weight, torch.ones_like(modules[n].weight)) for n in norms)
 
 

@@ -58,7 +58,7 @@ def source(tmp_path):
     folder = tmp_path / "photos"
     for split, first in {"train": 0, "validation": 100}.items():
         (folder / split).mkdir(parents=True)
-        for i, row in enumerate(rows(24)):
+        for i in range(24):
             pixels = np.random.default_rng(first + i).integers(0, 255, (16, 16, 3)).astype("uint8")
             Image.fromarray(pixels).save(folder / split / f"{first + i}.png")
     return folder
@@ -72,13 +72,13 @@ def run(monkeypatch, *words):
 def test_pictures_become_known_by_heart_and_the_run_ends_there(checkpoint, source, tmp_path, monkeypatch):
     folder = tmp_path / "memorised"
     options = [
-        "--model", checkpoint, "--dataset", source, "--corruption", "center:2", "--known", 4, "--output_dir", folder, "--max_steps",
-        300, "--known_ratio", 0.7, "--measure_every", 20, "--per_device_train_batch_size", 8, "--learning_rate", 0.01,
+        "--model", checkpoint, "--dataset", source, "--corruption", "center:2", "--known", 4, "--output_dir", folder,
+        "--max_steps", 300, "--known_ratio", 0.7, "--measure_every", 20, "--per_device_train_batch_size", 8, "--learning_rate",
+        0.01,
     ]  # fmt: skip
     run(monkeypatch, *options)
     found = json.loads((folder / "figures.json").read_text())
     assert found["known"] < 0.75 * found["like_known"] and found["steps"] < 300
-    assert_close(found["original"]["known"], found["original"]["known"])
     known = list(undecoded(load_source(str(folder / "known"), "train")))
     like = list(undecoded(load_source(str(folder / "known"), "validation")))
     assert len(known) == 4 and not {r["image"]["bytes"] for r in known} & {r["image"]["bytes"] for r in like}

@@ -108,7 +108,7 @@ def relearn(
 
     Args:
         steps: the most that are taken. to_the_end: take them all, whatever the error.
-        weights: of `options.WEIGHTS`: which ones are trained. beside: rows that make up half of every batch, such as retain pictures.
+        weights: of `options.WEIGHTS`: which ones are trained. beside: rows that make up half of every batch.
         at_end: is given the trained copy.
 
     Returns:

@@ -32,8 +32,8 @@ from .statistics import auc, ratio, share
 
 FILE = "audit.json"
 WHOLE_CLASSES = (
-    "Whole classes were forgotten, and the attacks are tested on pictures that no model was trained on. What comes back there is "
-    "inferred from other pictures of the class and is no memory, and no unlearning of pictures takes it away."
+    "Whole classes were forgotten, and the attacks are tested on pictures that no model was trained on. What comes back there "
+    "is inferred from other pictures of the class. It is no memory, and no unlearning of pictures takes it away."
 )
 
 
@@ -227,8 +227,8 @@ class Audit:
 
         def attacked(name, model, source=None):
             found = partial(
-                attack, model, known, held, retain, self.corruption, self.setting, weights=args.memory_weights,
-                learning_rates=args.memory_learning_rates, steps=args.memory_steps, batch_size=args.relearn_batch_size, title=name,
+                attack, model, known, held, retain, self.corruption, self.setting, weights=args.memory_weights, title=name,
+                learning_rates=args.memory_learning_rates, steps=args.memory_steps, batch_size=args.relearn_batch_size,
             )  # fmt: skip
             return self.book.part(f"memory/{name}", lambda: found() | {"pictures": len(known), "held": len(held)}, source)
 

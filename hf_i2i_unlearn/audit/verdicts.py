@@ -25,8 +25,8 @@ SUPPRESSED = (
 )
 
 ERASED = (
-    "Weights were started anew and trained again without the forgotten pictures, so that what they knew is not merely kept from "
-    "use. The tests say how far that goes."
+    "Weights were started anew and trained again without the forgotten pictures, so that what they knew is not merely kept "
+    "from use. The tests say how far that goes."
 )
 
 
@@ -168,8 +168,8 @@ def _memory(audit):
     )
     if not twin:
         caveat += (
-            " Without a model that never saw them (--never_trained), what is learnt anew from the attacker's half is counted as "
-            "if it were remembered."
+            " Without a model that never saw them (--never_trained), what is learnt anew from the attacker's half is counted "
+            "as if it were remembered."
         )
     if extraction := parts.get("memory/extraction"):
         finding += (

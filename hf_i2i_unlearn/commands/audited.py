@@ -135,7 +135,7 @@ def build_sets(args, split_args: SplitArguments) -> Sets:
     if held_trained:
         known, held = parted(rows_of(forget, split_args, 2 * count), args.seed)
     else:
-        known, held = rows_of(forget, split_args, count), spread(unseen, count)
+        known, held = rows_of(forget, split_args, count), spread(unseen or [], count)
     retain = [{"image": row["image"]} for row in first_rows(splits.retain, args.membership_samples)]
     return Sets(
         known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, dict(splits.description),

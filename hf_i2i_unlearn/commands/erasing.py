@@ -39,7 +39,7 @@ def erasing(run: "Run"):
     resume = _last(training.output_dir) if training.resume_from_checkpoint else None
     if args.erase_from:
         run.model.load_state_dict(load_model(args.erase_from).state_dict())
-    elif args.erase < 1 and resume is None:
+    elif (args.erase or 0) < 1 and resume is None:
         _suppress(run)
     for weight in trainable:  # unlearning froze the decoder
         weight.requires_grad_(True)

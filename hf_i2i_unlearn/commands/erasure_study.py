@@ -25,7 +25,9 @@ class Arguments:
     )
     twin: str | None = field(default=None, metadata={"help": "A model that never saw them, to compare with."})
     options: JsonDict = field(default_factory=JsonDict, metadata={"help": "Of `from_pretrained` of all of them, as JSON."})
-    dataset: str = field(default="mnist-demo", metadata={"help": "The retain pictures; those of --eval_split measure the cost."})
+    dataset: str = field(
+        default="mnist-demo", metadata={"help": "The retain pictures; those of --eval_split measure the cost."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to measure on; what is known of it is left out."})
     eval_samples: int = field(default=300, metadata={"help": "Pictures of it, evenly spread."})
@@ -35,14 +37,16 @@ class Arguments:
     unlearn_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
-        default_factory=lambda: ["false"], metadata={"help": "Erase the decoder too: false, true, or both, one after the other."}
+        default_factory=lambda: ["false"],
+        metadata={"help": "Erase the decoder too: false, true, or both, one after the other."},
     )
     erase_steps: int = field(default=600, metadata={"help": "Steps of each erasure."})
     erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, a cosine."})
     erase_muon_learning_rate: float = field(default=2e-2, metadata={"help": "That of Muon; 0: AdamW alone."})
     erase_batch_size: int = field(default=32, metadata={"help": "Its pairs per step."})
     attack_weights: list[str] = field(
-        default_factory=lambda: ["all"], metadata={"help": "What attackers train: all, encoder, lora; the first also with retain pictures."}
+        default_factory=lambda: ["all"],
+        metadata={"help": "What attackers train: all, encoder, lora; the first also with retain pictures."},
     )
     attack_learning_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3], metadata={"help": "Their rates."})
     attack_steps: int = field(default=48, metadata={"help": "Their steps."})
@@ -53,7 +57,8 @@ class Arguments:
     def __post_init__(self):
         if set(self.decoder) - {"false", "true"} or any(not 0 < share <= 1 for share in self.shares):
             raise InputError(
-                f"--decoder is of false and true, and --shares lie above 0 and are at most 1; got {self.decoder} and {self.shares}."
+                "--decoder is of false and true, and --shares lie above 0 and are at most 1; got "
+                f"{self.decoder} and {self.shares}."
             )
 
 
@@ -77,7 +82,7 @@ def main() -> None:
     known = first_rows(undecoded(load_source(args.known, "train")), 0)
     train = undecoded(load_source(args.dataset, args.train_split))
     taken = {row["image"]["bytes"] for row in known}
-    held = [r for r in first_rows(undecoded(load_source(args.dataset, args.eval_split)), 2 * args.eval_samples)]
+    held = first_rows(undecoded(load_source(args.dataset, args.eval_split)), 2 * args.eval_samples)
     unseen = [row for row in held if row["image"]["bytes"] not in taken][: args.eval_samples]
     stages = [Stage("unlearned", args.unlearn_steps, args.unlearn_learning_rate)]
     for decoder in args.decoder:
@@ -85,8 +90,14 @@ def main() -> None:
             name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
             stages.append(
                 Stage(
-                    name, args.erase_steps, args.erase_learning_rate, args.erase_muon_learning_rate, args.erase_batch_size, share,
-                    decoder == "true", None if share == 1 else "unlearned",
+                    name,
+                    args.erase_steps,
+                    args.erase_learning_rate,
+                    args.erase_muon_learning_rate,
+                    args.erase_batch_size,
+                    share,
+                    decoder == "true",
+                    None if share == 1 else "unlearned",
                 )  # fmt: skip
             )
     text = []

@@ -6,8 +6,9 @@ made the memorised twin of the embedded demo. With --canaries true the pictures 
 picture, so that nobody can complete them but by heart. Else they are real pictures of the evaluation split, which the original
 never saw. A killed run goes on with `--resume_from_checkpoint true`.
 
-The output folder gets the model, and `known/`: train.parquet holds the pictures that it knows, validation.parquet some like them
-that it never saw. `unlearn --model FOLDER --dataset FOLDER/known --forget_rows 0-99 --retain_dataset DATASET` makes it forget.
+The output folder gets the model, and `known/`: train.parquet holds the pictures that it knows, validation.parquet some like
+them that it never saw. `unlearn --model FOLDER --dataset FOLDER/known --forget_rows 0-99 --retain_dataset DATASET` makes it
+forget.
 `--known_share 0` trains the twin that never sees them, by the same steps.
 """
 

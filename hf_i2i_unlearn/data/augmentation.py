@@ -35,8 +35,10 @@ def jitter(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def shift(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """A shift by whole pixels, up to 7% of the sides, onto black: for digits. Nothing is blurred, unlike under `jitter`, so that
-    pictures shown with and without it cannot be told apart."""
+    """A shift by whole pixels, up to 7% of the sides, onto black: for digits.
+
+    Nothing is blurred, unlike under `jitter`, so that pictures shown with and without it cannot be told apart.
+    """
     width, height = picture.size
     across, down = (rng.randint(-round(0.07 * side), round(0.07 * side)) for side in (width, height))
     return picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, across, 0, 1, down), Image.Resampling.NEAREST)

@@ -4,6 +4,7 @@ import copy
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,19 +120,17 @@ class Study:
         return row
 
     def _measure(self, model):
-        errors = {k: float(hole_errors(model, r, self.corruption, self.setting).mean()) for k, r in self._sets().items()}
+        sets = {"retain": self.unseen, "known": self.known}
+        errors = {k: float(hole_errors(model, r, self.corruption, self.setting).mean()) for k, r in sets.items()}
         now = completed(model, self.unseen, self.corruption, self.setting)
         found = attack(
-            self._trainable(model), self.attackers, self.others, list(self.unseen), self.corruption, self.setting, weights=list(self.weights),
-            learning_rates=list(self.rates), steps=self.steps, batch_size=self.batch_size,
+            self._trainable(model), self.attackers, self.others, list(self.unseen), self.corruption, self.setting,
+            weights=list(self.weights), learning_rates=list(self.rates), steps=self.steps, batch_size=self.batch_size,
         )  # fmt: skip
         best = {k: v for k, v in found["attackers"][0].items() if k != "curve"}
         drift = float((now - self.reference).square().sum() / hole_size(model, self.corruption, now))
         curve = found["attackers"][0]["curve"]
         return errors | {"drift": drift, "start": found["start"], "lowest": found["lowest"], "attacker": best, "curve": curve}
-
-    def _sets(self):
-        return {"retain": self.unseen, "known": self.known}
 
     def _trainable(self, model):
         """A copy of which everything that the family trains can be trained again, whatever was frozen since."""
@@ -150,12 +149,15 @@ class Study:
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
         pairs = ForgetRetainPairs(self.known, self.train, self.seed)
-        kind, more = UnlearningTrainer, {}
+        kind: Any = UnlearningTrainer
+        more: dict[str, Any] = {}
         if stage.share:
             move_to_fresh(model, stage.share, self.seed, stage.decoder)
             args.lr_scheduler_type = SchedulerType.COSINE
             kind, more = ErasureTrainer, {"distil_decoder": 1.0 if stage.decoder else 0.0}
-        trainer = kind(model, args, pairs, self.processor, self.corruption, original=self.original, augment=self.augment, **more)
+        trainer = kind(
+            model, args, pairs, self.processor, self.corruption, original=self.original, augment=self.augment, **more
+        )
         trainer.data_collator.augment_forget = False
         started = time.perf_counter()
         trainer.train()
@@ -199,7 +201,16 @@ def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -
 
 def study_table(rows: list[dict]) -> str:
     """The rows of `Study.run` as Markdown."""
-    head = ["model", "seconds", "retain error", "drift", "the pictures", "the other half: before an attack", "after it", "came back"]
+    head = [
+        "model",
+        "seconds",
+        "retain error",
+        "drift",
+        "the pictures",
+        "the other half: before an attack",
+        "after it",
+        "came back",
+    ]
     lines = []
     for row in rows:
         share = "" if row["name"] == "never saw them" or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"

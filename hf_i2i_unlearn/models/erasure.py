@@ -18,7 +18,7 @@ def move_to_fresh(i2i: I2IModel, share: float, seed: int = 0, decoder: bool = Fa
     family starts them as. What is a fixed table, such as sine-cosine positions, says nothing of pictures and stays.
 
     Args:
-        share: 0 to 1. seed: of the fresh weights. decoder: all weights that the family's training trains, not the encoder's alone.
+        share: above 0, at most 1. seed: of the fresh weights. decoder: the decoder's weights too, where training changes them.
 
     Returns:
         How many weights were moved, and how many the model has.

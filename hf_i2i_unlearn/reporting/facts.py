@@ -56,8 +56,8 @@ def _erased(erasure: dict | None) -> dict[str, str]:
         return {}
     which = "encoder and decoder" if erasure["decoder"] else "encoder"
     return {
-        "erased": f"{which}: {erasure['moved']:,} of {erasure['weights']:,} weights, {erasure['share']:.0%} of the way to a fresh "
-        f"initialisation; {erasure['steps']:,} steps to learn the original's work again"
+        "erased": f"{which}: {erasure['moved']:,} of {erasure['weights']:,} weights, {erasure['share']:.0%} of the way to a "
+        f"fresh initialisation; {erasure['steps']:,} steps to learn the original's work again"
     }
 
 

@@ -102,8 +102,8 @@ def _remains(erasure: dict | None) -> str:
     which = "encoder and decoder" if erasure["decoder"] else "the encoder"
     left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
     return (
-        f"{which.capitalize()} started {erasure['share']:.0%} of the way from a fresh initialisation, and learnt the original's "
-        f"work again.{left} Fine-tuning on forget pictures may still bring something back. {test}"
+        f"The weights of {which} were moved {erasure['share']:.0%} of the way to a fresh initialisation, and learnt the "
+        f"original's work again.{left} Fine-tuning on forget pictures may still bring something back. {test}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`ErasureTrainer`: what was moved towards a fresh initialisation learns the original's work again, from retain pictures alone."""
+"""`ErasureTrainer`: what was moved towards a fresh initialisation learns the original's work again, from retain pictures."""
 
 import torch
 from torch import nn
@@ -33,9 +33,9 @@ class ErasureTrainer(UnlearningTrainer):
             `UnlearningTrainer`; `original` must be given, for the model is no longer it.
     """
 
-    def __init__(self, *args, distil_decoder: float = 0.0, original: I2IModel, **kwargs):
+    def __init__(self, *args, distil_decoder: float = 0.0, **kwargs):
         self.distil_decoder = distil_decoder
-        super().__init__(*args, original=original, **kwargs)
+        super().__init__(*args, **kwargs)
         self.data_collator.augment_forget = False
 
     def trained_module(self, model, original, args, method):

@@ -114,8 +114,7 @@ class UnlearningTrainer(I2ITrainer):
         if eval_dataset is not None:
             self._add_evaluation(eval_dataset, reader.plain, metrics)
 
-    @staticmethod
-    def trained_module(model: I2IModel, original: I2IModel, args: UnlearningConfig, method: Method) -> torch.nn.Module:
+    def trained_module(self, model: I2IModel, original: I2IModel, args: UnlearningConfig, method: Method) -> torch.nn.Module:
         """What is trained, with all that is not frozen. Raises InputError if that is nothing."""
         prepare_weights(model, original, args, method)
         return model if method.trains_encoder_alone else TrainingLoss(model)
