@@ -351,13 +351,15 @@ def unlearned(tmp_path, checkpoint, processor):
 def arguments(folder, **changes):
     options = {
         "samples": 8, "membership_samples": 8, "relearn_pictures": 4, "relearn_samples": 4, "relearn_steps": 3,
-        "relearn_learning_rates": [1e-3, 1e-2], "relearn_batch_size": 4, "masks": ["random:0.5", "left:1"], "use_cpu": True,
+        "relearn_learning_rates": [1e-3, 1e-2], "relearn_batch_size": 4, "memory_steps": 2,
+        "masks": ["random:0.5", "left:1"], "use_cpu": True,
     }  # fmt: skip
     return AuditArguments(model=str(folder), **options | changes)
 
 
 PARTS = {
-    "relearning/unlearned", "relearning/original", "relearning/scrambled", "membership/forget", "membership/retain",
+    "relearning/unlearned", "relearning/original", "relearning/scrambled", "memory/unlearned",
+    "membership/forget", "membership/retain",
     "probe/classes", "probe/forget_retain", "leakage/center:2", "leakage/random:0.5", "leakage/left:1",
 }  # fmt: skip
 
@@ -368,14 +370,14 @@ def test_an_audit_goes_on_where_it_was_and_mixes_nothing(unlearned, checkpoint, 
         with pytest.raises(ZeroDivisionError):
             run_audit(arguments(unlearned))
     half = json.loads((unlearned / "audit.json").read_text())["parts"]
-    assert half.keys() == {p for p in PARTS if p.startswith(("relearning", "membership"))}
+    assert half.keys() == {p for p in PARTS if p.startswith(("relearning", "memory", "membership"))}
 
     with monkeypatch.context() as patch:  # what is there is not done again
         patch.setattr(audit_run, "best_relearning", lambda *a, **k: 1 / 0)
         found = run_audit(arguments(unlearned), "the command")
     assert found["parts"].keys() == PARTS and all(found["parts"][name] == half[name] for name in half)
     assert json.loads((unlearned / "audit.json").read_text()) == found
-    assert len(found["verdicts"]) == 8 and found["command"] == "the command"
+    assert len(found["verdicts"]) == 9 and found["command"] == "the command"
     assert found["sets"]["forget"] == "classes cat, dog"
 
     with monkeypatch.context() as patch:  # a new mask is one new part
@@ -410,7 +412,7 @@ def test_single_pictures_are_parted_and_not_named(unlearned, tmp_path):
     run = yaml.safe_load((unlearned / "run.yaml").read_text()) | {"forget_classes": None}
     (unlearned / "run.yaml").write_text(yaml.safe_dump(run | {"forget_list": str(tmp_path / "request.txt")}))
     found = run_audit(arguments(unlearned))
-    assert found["parts"].keys() == PARTS
+    assert found["parts"].keys() == PARTS | {"memory/original", "memory/extraction"}
     text = (unlearned / "audit.json").read_text()
     assert not any(name.partition("/")[2] in text for name in names) and "request.txt" not in text
     assert found["parts"]["membership/forget"]["unseen"] == "of the same classes"

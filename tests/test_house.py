@@ -25,10 +25,10 @@ ALLOWED = {
     "models": {"methods"},
     "training": {"models.base", "models.patches", "methods", "data", "evaluation", "reporting.hub"},
     "evaluation": {"models.base", "methods", "data"},
-    "audit": {"models.base", "methods", "data", "evaluation"},
+    "audit": {"models.base", "models.patches", "methods", "data", "evaluation"},  # an attacker may train adapters
     "reporting": set(),
     "originals": {"models", "methods", "data", "evaluation", "training", "reporting"},
-    "experiments": {"models", "methods", "data", "evaluation", "training", "originals", "reporting"},
+    "experiments": {"models", "methods", "data", "evaluation", "training", "originals", "audit", "reporting"},
 }
 FREE = {"commands", "__main__", "__init__"}  # know everything
 OLD_DOORS = {"conversion", "conversion_mage", "loading"}  # names of before, which cards have: each only passes on to a command

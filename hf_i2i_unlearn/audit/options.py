@@ -6,8 +6,9 @@ from ..errors import InputError
 
 PARTS = ("relearning", "memory", "membership", "probe", "leakage")
 WEIGHTS = ("all", "encoder", "lora")  # what an attacker trains: as the family does; the encoder; adapters of rank 8 on it
-# Options under which a finished part stays valid: they choose parts, or say how fast, and not what a figure means.
-FREE = {"parts", "relearn_scrambled", "batch_size"}
+# Options under which a finished part stays valid: they choose parts, or say how fast, and not what a figure means;
+# or the parts that depend on them say so themselves.
+FREE = {"parts", "relearn_scrambled", "batch_size", "memory_steps", "memory_learning_rates", "memory_weights"}
 
 
 @dataclass

@@ -225,12 +225,14 @@ class Audit:
         known, held = spread(sets.known, args.relearn_pictures), spread(sets.held, args.relearn_samples)
         retain = spread(sets.retain, args.relearn_pictures)
 
-        def attacked(name, model, source=None):
+        how = f"{args.memory_weights} {args.memory_learning_rates} {args.memory_steps}"
+
+        def attacked(name, model, source=""):
             found = partial(
                 attack, model, known, held, retain, self.corruption, self.setting, weights=args.memory_weights, title=name,
                 learning_rates=args.memory_learning_rates, steps=args.memory_steps, batch_size=args.relearn_batch_size,
             )  # fmt: skip
-            return self.book.part(f"memory/{name}", lambda: found() | {"pictures": len(known), "held": len(held)}, source)
+            return self.book.part(f"memory/{name}", lambda: found() | {"pictures": len(known), "held": len(held)}, how + source)
 
         def remembered():
             before = float(hole_errors(self.original, held, self.corruption, self.setting, "the original").mean())
@@ -239,7 +241,7 @@ class Audit:
         self.book.part("memory/original", remembered)
         attacked("unlearned", self.model)
         if twin := self.compared.never_trained:
-            attacked("never_trained", twin, f"{self.compared.never_trained_name} {hash_weights(twin)[:16]}")
+            attacked("never_trained", twin, f" {self.compared.never_trained_name} {hash_weights(twin)[:16]}")
         if sets.unseen:
             self.book.part("memory/extraction", lambda: self._extraction(held, spread(sets.unseen, args.samples)))
 

@@ -9,12 +9,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
-from ..audit.attacks import Setting, hole_errors
 from ..data.decoding import encoded_bytes
 from ..data.pairs import Cycle, seeds_for
 from ..data.reading import ImageReader, load_processor
 from ..data.sources import first_rows, load_source, undecoded
 from ..errors import InputError
+from ..evaluation.evaluator import Evaluator
 from ..methods.corruptions import Corruption
 from ..models.auto import load_model
 from ..reporting.run_folder import RunFolder, refuse_full_folder
@@ -92,17 +92,18 @@ class UntilKnown(TrainerCallback):
     """Ends the training once the known pictures' mean error is at most a share of that of unseen ones.
 
     Args:
-        trainer: whose model is measured. known, unseen: undecoded rows. ratio: that share. every: steps between measurements.
+        trainer: whose model is measured. evaluator: of "known" and "like_known". ratio: that share. every: steps between
+            measurements.
     """
 
-    def __init__(self, trainer, known, unseen, corruption, setting: Setting, ratio: float, every: int):
-        self.trainer, self.rows, self.corruption = trainer, (known, unseen), corruption
-        self.setting, self.ratio, self.every = setting, ratio, every
+    def __init__(self, trainer, evaluator: Evaluator, ratio: float, every: int):
+        self.trainer, self.evaluator, self.ratio, self.every = trainer, evaluator, ratio, every
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every:
             return
-        known, unseen = (float(hole_errors(self.trainer.i2i, r, self.corruption, self.setting).mean()) for r in self.rows)
+        found = self.evaluator(self.trainer.i2i, progress=False)
+        known, unseen = (found[kind]["mse"] for kind in ("known", "like_known"))
         self.trainer.log({"known_error": known, "unseen_error": unseen})
         if known <= self.ratio * unseen:
             control.should_training_stop = control.should_save = True
@@ -134,23 +135,22 @@ def memorise(args, training: PretrainingConfig, corruption: Corruption, augment=
         model, training, KnownAmongOthers(known, others, args.known_share, training.seed), processor, {corruption: 1.0},
         augment, args.on_corrupt, (), args.background,
     )  # fmt: skip
-    setting = Setting(reader, seed=training.seed, progress=False)
+    device = {"seed": training.seed, "accelerator": trainer.accelerator}
+    original.to(training.device)
     if args.known_ratio and args.known_share:
-        some = known[:: len(known) // 100 + 1]
-        trainer.add_callback(UntilKnown(trainer, some, like_known, corruption, setting, args.known_ratio, args.measure_every))
+        some = {"known": known[:: len(known) // 100 + 1], "like_known": like_known[:: len(like_known) // 100 + 1]}
+        evaluator = Evaluator(original, some, reader, corruption, **device)
+        trainer.add_callback(UntilKnown(trainer, evaluator, args.known_ratio, args.measure_every))
     print(
         f"{len(known)} pictures are to be known by heart, among {len(others):,} others; at most {training.max_steps:,} steps."
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     if args.half:
         model.half().float()  # the figures are those of the rounded weights
-    found = {}
-    for name, one in {"original": original.to(training.device), "": model.eval()}.items():
-        figures = {
-            kind: float(hole_errors(one, rows, corruption, setting, kind).mean())
-            for kind, rows in {"known": known, "like_known": like_known, "unseen": unseen}.items()
-        }
-        found |= {name: figures} if name else figures
+    sets = {"known": known, "like_known": like_known, "unseen": unseen}
+    measured = Evaluator(original, sets, reader, corruption, **device)(model.eval())
+    found = {kind: figures["mse"] for kind, figures in measured.items()}
+    found |= {"original": {kind: figures["original_mse"] for kind, figures in measured.items()}}
     found |= {"pictures": len(known), "steps": trainer.state.global_step}
     if args.half:
         model.half()

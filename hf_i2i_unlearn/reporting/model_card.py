@@ -97,7 +97,7 @@ def _remains(erasure: dict | None) -> str:
     if not erasure:
         return (
             "This is suppression, not erasure. Fine-tuning on a few dozen forget pictures is known to bring small models back "
-            f"within tens of steps. {test}"
+            f"within\n  tens of steps. {test}"
         )
     which = "encoder and decoder" if erasure["decoder"] else "the encoder"
     left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
