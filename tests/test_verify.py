@@ -4,9 +4,11 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import make_dataset, make_mae
+from helpers.close import assert_close
 
-from hf_i2i_unlearn import InputError
+from hf_i2i_unlearn import InputError, load_processor
 from hf_i2i_unlearn.commands import unlearn, verify
 from hf_i2i_unlearn.commands.cli import run
 from hf_i2i_unlearn.data.decoding import picture_hash
@@ -104,3 +106,53 @@ def test_a_share_that_is_none(command, request_of_three):
     code, said = command(unlearn.main, *request_of_three, "--require_forgotten", 2, "--max_steps", 1)
     assert code == 2 and "--require_forgotten is a share" in said
     assert isinstance(InputError("x"), ValueError)
+
+
+@pytest.mark.parametrize("kind", ["patch", "merged"])
+def test_a_patch_and_a_merged_model(command, request_of_three, tmp_path, kind):
+    words = ["--lora", "true", *(["--merge", "true"] if kind == "merged" else [])]
+    assert command(unlearn.main, *request_of_three, *words, "--max_steps", 8, "--output_dir", "out")[0] == 0
+    found = RunFolder(tmp_path / "out").request
+    code, said = command(verify.main, "--model", "out", "--forget_list", "request.txt", "--require_forgotten", 0.01)
+    again = json.loads((tmp_path / "verified" / "verified.json").read_text())
+    assert code in (0, 3) and again["certified"] and "The weights are those that were certified" in said
+    for old, new in zip(found["pictures"], again["pictures"]):
+        assert old["sha256"] == new["sha256"] and new["grade"] == old["grade"]
+        for mask, cell in old["masks"].items():
+            assert_close(torch.tensor(new["masks"][mask]["after"]), torch.tensor(cell["after"]), 1e-3)
+    if kind == "patch":  # merged by somebody later on: the same verdicts, of files that nobody certified
+        from hf_i2i_unlearn import load_model
+        from hf_i2i_unlearn.models.patches import merge
+
+        merged = load_model(str(tmp_path / "out"))
+        merge(merged)
+        merged.save_pretrained(tmp_path / "later")
+        code, said = command(verify.main, "--model", "later", "--record", "out", "--forget_list", "request.txt")
+        later = json.loads((tmp_path / "verified" / "verified.json").read_text())
+        assert [p["grade"] for p in later["pictures"]] == [p["grade"] for p in found["pictures"]]
+        assert "The weights are not those that were certified" in said
+
+
+def test_a_model_that_somebody_has_trained_further(command, request_of_three, tmp_path):
+    """With the class of the library alone, as a stranger would: the pictures are known again, and `verify` says so."""
+    from transformers import ViTMAEForPreTraining
+
+    assert command(unlearn.main, *request_of_three, "--max_steps", 12, "--output_dir", "out")[0] == 0
+    found = RunFolder(tmp_path / "out").request
+    code, _ = command(verify.main, "--model", "out", "--forget_list", "request.txt", "--require_forgotten", 0.01)
+    model = ViTMAEForPreTraining.from_pretrained(tmp_path / "out").train()
+    pixels = load_processor(str(tmp_path / "out"))(make_dataset(3)["image"][:], return_tensors="pt")["pixel_values"]
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    torch.manual_seed(0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(pixels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "further")
+    later, said = command(verify.main, "--model", "further", "--record", "out", "--forget_list", "request.txt")
+    again = json.loads((tmp_path / "verified" / "verified.json").read_text())
+    assert "The weights are not those that were certified (model.safetensors differ); the verdicts are of these." in said
+    assert "The pictures are those of the request" in said and again["certified"]
+    after = [[p["masks"]["center:2"]["after"] for p in record["pictures"]] for record in (found, again)]
+    assert all(new < old for old, new in zip(*after)), "trained on again, they are completed better"
+    assert again["honoured"]["count"] < again["honoured"]["of"] and later == 3
