@@ -10,12 +10,16 @@ from helpers.sources import KINDS, make_table, names_of, short, write_source
 from PIL import Image
 
 from hf_i2i_unlearn import InputError
+from hf_i2i_unlearn.commands.certificate import copies_of
 from hf_i2i_unlearn.data import copies as copies_module
+from hf_i2i_unlearn.data import copy_search
 from hf_i2i_unlearn.data.copies import can_find_near, find_copies
 from hf_i2i_unlearn.data.copy_search import look_for_copies
+from hf_i2i_unlearn.data.decoding import picture_hash
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.requests import by_list, by_rows
 from hf_i2i_unlearn.data.splits import build_splits
+from hf_i2i_unlearn.storage import content_hash
 
 needs_imagehash = pytest.mark.skipif(not can_find_near(), reason="imagehash, of the extra 'copies', is not here")
 
@@ -52,16 +56,19 @@ def splits(kind, streaming, tmp_path):
     source = write_source(kind, tmp_path / "source", PICTURES)
     (tmp_path / "request.txt").write_text("cat/0.png\ncat/1.png\n")
 
-    def build(**options):
+    def build(record=None, **options):
         given = {"eval_split": "none", "streaming": streaming, "forget_list": str(tmp_path / "request.txt")}
-        return build_splits(SplitArguments(**source | given | options))
+        return build_splits(SplitArguments(**source | given | options), record)
 
     return build
 
 
 def test_exact_copies_are_refused(splits):
-    with pytest.raises(InputError, match=r"2 pictures of the rest of the dataset are exact copies .*same_.*--copies forget"):
+    with pytest.raises(InputError, match=r"2 pictures of the rest of the dataset are exact copies .*row \d+.*forget") as said:
         splits()
+    assert "same_" not in str(said.value) and "cat/" not in str(said.value)
+    with pytest.raises(InputError, match=r"are exact copies .*same_.*--copies forget"):
+        splits(card_names=True)
     with pytest.raises(InputError, match="--copies is one of refuse, forget, keep, skip, got 'ignore'"):
         splits(copies="ignore")
 
@@ -90,8 +97,18 @@ def test_a_retained_class_is_without_the_copies(splits, kind):
 def test_near_copies_are_listed(splits, caplog):
     made = splits(copies="keep")
     assert {short(c.name) for c in made.copies.all("near")} == {"dog/saved_again.png"}
+    assert any("trained to stay: 1" in note for note in made.notes) and "trained to stay: 1. Look" in caplog.text
+    assert "saved_again" not in caplog.text + str(made.notes)  # no name reaches a log unless names are wanted
+    splits(copies="keep", card_names=True)
     assert "trained to stay: 1 (first '" in caplog.text and "saved_again.png'" in caplog.text
-    assert any("trained to stay: 1" in note for note in made.notes)
+
+
+@needs_imagehash
+def test_near_copies_of_whole_classes_are_not_looked_for(tmp_path):
+    source = write_source("parquet", tmp_path / "source", PICTURES)
+    made = build_splits(SplitArguments(**source, forget_classes=["cat"], copies="forget", eval_split="none"))
+    assert len(made.copies.all("bytes", "pixels")) == 2 and "near" not in made.copies.looked_for
+    assert any("whole classes, whose pictures look alike" in note for note in made.notes)
 
 
 def test_kept_copies_stay_and_are_listed_by_hash_alone(splits):
@@ -124,6 +141,7 @@ def test_evaluation_rows_that_are_copies_are_left_out_of_it(splits, kind, tmp_pa
     made = splits(copies="forget", eval_split="validation")
     assert set(names_of(made.eval_retain)) == {"cat/9.png", "dog/9.png"}
     assert [c.source for c in made.copies.all("bytes", source="evaluation")] == ["evaluation"]
+    assert not any("trained to stay" in note and "Exact" in note for note in made.notes)
     assert len(names_of(splits(copies="keep", eval_split="validation").eval_retain)) == 3
 
 
@@ -177,3 +195,27 @@ def test_a_source_is_searched_once(monkeypatch, tmp_path):
     monkeypatch.setattr(copies_module, "_print", None)
     assert look_for_copies({"dataset": table}, request, "image", "keep") == first
     assert isinstance(table, datasets.Dataset)
+
+
+def test_what_a_run_has_found_is_not_looked_for_again(splits, monkeypatch):
+    """By its record: of the source the forget pictures alone are read, and evaluation rows are still without copies."""
+    made = splits(copies="keep")
+    hashes = sorted(picture_hash(row) for row in made.forget)
+    record = {"dataset": made.description["dataset"], "identity": {"forget": content_hash(hashes)}}
+    record["copies"] = copies_of(made.copies)
+    read, make = [], copies_module._print
+    monkeypatch.setattr(copies_module, "_print", lambda *args: (read.append(1), make(*args))[1])
+    copy_search._LAST.clear()
+    again = splits(record, copies="keep")
+    assert len(read) == 2 and {n: len(c) for n, c in again.copies.of.items()} == {n: len(c) for n, c in made.copies.of.items()}
+    assert again.notes == made.notes
+    # Another forget set, another source, or copies that have to be told by their rows: all is read.
+    for other, options in (
+        (record | {"identity": {"forget": None}}, {"copies": "keep"}),
+        (record | {"dataset": "elsewhere"}, {"copies": "keep"}),
+        (record, {"copies": "forget"}),
+    ):
+        read.clear()
+        copy_search._LAST.clear()
+        splits(other, **options)
+        assert len(read) >= 9

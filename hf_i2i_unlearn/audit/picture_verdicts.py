@@ -144,7 +144,7 @@ class Judge:
             model.eval()
         for start in tqdm(range(0, len(rows), self.batch_size), f"verdicts: {title}", leave=False, disable=not self.progress):
             numbered = list(enumerate(rows))[start : start + self.batch_size]
-            pictures: list[Any] = [(i, row, self.reader.decode(row)) for i, row in numbered]
+            pictures: list[Any] = [(i, row, self.reader.decode(row, named=False)) for i, row in numbered]
             unreadable += [row for _, row, picture in pictures if picture is None]
             pictures = [item for item in pictures if item[2] is not None]
             if not pictures:

@@ -121,7 +121,7 @@ def compared_with(args, split_args: SplitArguments, family: dict, model: I2IMode
 def build_sets(args, split_args: SplitArguments) -> Sets:
     """The rows of every purpose. Where single pictures were forgotten they are parted into known and held ones."""
     count, has_eval = args.samples, split_args.eval_split not in (None, "none")
-    splits = build_splits(split_args)
+    splits = build_splits(split_args, RunFolder(args.model).request)
     train = _source(split_args, split_args.train_split)
     forget_by = forget_selection(split_args, train)
     forget = select(train, forget_by, True, split_args.image_column)

@@ -156,7 +156,7 @@ def verify(args, run: dict) -> dict:
     model = load_model(args.model, **{k: v for k, v in options.items() if k != "subfolder"}).to(device).eval()
     if type(model) is not type(original) or model.grid != original.grid:
         raise InputError(f"'{args.model}' and the original '{original_name}' are models of different kinds or sizes.")
-    splits = build_splits(args)
+    splits = build_splits(args, certified)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     forget = first_rows(splits.forget, args.eval_samples)
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)

@@ -55,7 +55,7 @@ def run_evaluation(args, runs: dict[str, dict]) -> None:
         corruption.check(original.grid)
     processor = load_processor(DEMOS.get(args.original, args.original))
     reader = ImageReader(processor, original.channels, None, args.on_corrupt, args.background)
-    splits = build_splits(args)
+    splits = build_splits(args, next((record for path in paths.values() if (record := RunFolder(path).request)), None))
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     evaluator = Evaluator(
         original, rows, reader, next(iter(plan.values()))[0], args.batch_size, args.seed, accelerator, features=networks,

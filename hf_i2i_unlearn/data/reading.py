@@ -56,8 +56,11 @@ class ImageReader:
         other.augment = None
         return other
 
-    def decode(self, row: dict, seed: int = 0) -> Image.Image | None:
-        """The picture of a row, or None if it is unreadable and those are skipped."""
+    def decode(self, row: dict, seed: int = 0, named: bool = True) -> Image.Image | None:
+        """The picture of a row, or None if it is unreadable and those are skipped.
+
+        named: whether the log may name it; of a forget picture it gives the hash, as a record does.
+        """
         try:
             picture = self.decoder(row["image"])
         except Unreadable as error:
@@ -66,7 +69,8 @@ class ImageReader:
                 raise InputError(
                     f"Cannot read {name}: {error}. Repair or remove it, or skip such pictures with on_corrupt='skip'."
                 ) from error
-            logger.warning("Skipped unreadable picture %s (%s).", name, str(error).partition(":")[0])
+            logged = name if named else f"of the forget set, sha256 {picture_hash(row)}"
+            logger.warning("Skipped unreadable picture %s (%s).", logged, str(error).partition(":")[0])
             return None
         return self.augment(picture, random.Random(seed)) if self.augment else picture
 
@@ -168,7 +172,7 @@ class PairCollator:
         key = name, pair.get(f"{name}_row")
         known = self._known.get(key)
         reader = self.reader if name == "retain" or self.augment_forget else self.reader.plain
-        return key, reader.decode(pair[name], seed) if known is None else known
+        return key, reader.decode(pair[name], seed, name == "retain") if known is None else known
 
     def _pixels(self, pictures) -> torch.Tensor:
         """Pixel values of what `_picture` gave, (N, C, H, W); new ones are kept while there is room."""

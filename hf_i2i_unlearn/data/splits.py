@@ -8,7 +8,7 @@ import datasets
 
 from ..errors import InputError
 from .copies import Copies
-from .copy_search import copy_notes, drop_copies, look_for_copies
+from .copy_search import copy_notes, drop_copies, look_for_copies, remembered_copies
 from .folders import Accounting
 from .options import SplitArguments
 from .pairs import ForgetRetainPairs
@@ -48,8 +48,11 @@ def make_pairs(args: SplitArguments, splits: Splits, seed: int) -> ForgetRetainP
     return ForgetRetainStream(splits.forget, splits.retain, seed, attempts=args.stream_attempts, source=f"The dataset {names}")
 
 
-def build_splits(args: SplitArguments) -> Splits:
+def build_splits(args: SplitArguments, record: dict | None = None) -> Splits:
     """The sets that the options name.
+
+    Args:
+        record: `request.json` of a run. Where it is of the same pictures, copies are taken from it, and not looked for again.
 
     Raises:
         InputError: no or several ways to name the forget set, an item that names no picture, an empty or an overlapping set, or
@@ -59,8 +62,10 @@ def build_splits(args: SplitArguments) -> Splits:
     sources, retain_by, accounting = _sources(args)
     train = sources["dataset"]
     found = find_request(args, train)
-    asked = found.request
-    copies = look_for_copies(sources, asked, image, args.copies)
+    asked, copies = found.request, None
+    if record and record.get("dataset") == args.dataset:
+        copies = remembered_copies(record, asked, train, image, args.copies)
+    copies = copies or look_for_copies(sources, asked, image, args.copies, args.card_names)
     notes = [*found.notes, *copy_notes(copies, args.copies, args.card_names)]
     forget_by = asked
     if copies is not None and args.copies == "forget":
@@ -90,7 +95,7 @@ def build_splits(args: SplitArguments) -> Splits:
             raise InputError(
                 f"All retain pictures of the split '{args.eval_split}' are copies of forget pictures; choose another."
             )
-    for note in [*found.notes, *copy_notes(copies, args.copies, True), *left_out]:
+    for note in [*notes, *left_out]:
         logger.warning("%s", note)
     return Splits(
         undecoded(forget, image),
