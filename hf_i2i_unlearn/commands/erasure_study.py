@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..data.augmentation import AUGMENTATIONS
 from ..errors import InputError
+from ..methods.method import METHODS
 from .cli import JsonDict, parse
 from .words import CORRUPTION_HELP, parse_corruption
 
@@ -33,8 +34,14 @@ class Arguments:
     eval_samples: int = field(default=300, metadata={"help": "Pictures of it, evenly spread."})
     corruption: str = field(default="center:3", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation of retain pictures."})
-    unlearn_steps: int = field(default=300, metadata={"help": "Steps of eq. 10 alone, of 16 pairs."})
-    unlearn_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    methods: list[str] = field(
+        default_factory=lambda: ["ours"], metadata={"help": f"What unlearns, of {', '.join(METHODS)}; ours first."}
+    )
+    unlearn_steps: int = field(default=300, metadata={"help": "Steps of unlearning alone, of 16 pairs."})
+    unlearn_learning_rates: list[float] = field(
+        default_factory=lambda: [1e-3],
+        metadata={"help": "Of several, each method takes the best on retain pictures that nothing is reported on."},
+    )
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
         default_factory=lambda: ["false"],
@@ -60,6 +67,10 @@ class Arguments:
                 "--decoder is of false and true, and --shares lie above 0 and are at most 1; got "
                 f"{self.decoder} and {self.shares}."
             )
+        if "ours" not in self.methods and any(share < 1 for share in self.shares):
+            raise InputError("--shares below 1 start from the model that ours has unlearned; add ours to --methods.")
+        if not self.methods or set(self.methods) - METHODS.keys():
+            raise InputError(f"--methods are of {', '.join(METHODS)}; got {' '.join(self.methods)}.")
 
 
 def main() -> None:
@@ -84,22 +95,16 @@ def main() -> None:
     taken = {row["image"]["bytes"] for row in known}
     held = first_rows(undecoded(load_source(args.dataset, args.eval_split)), 2 * args.eval_samples)
     unseen = [row for row in held if row["image"]["bytes"] not in taken][: args.eval_samples]
-    stages = [Stage("unlearned", args.unlearn_steps, args.unlearn_learning_rate)]
+    stages = [
+        Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
+        for word in args.methods
+    ]
     for decoder in args.decoder:
         for share in args.shares:
             name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
-            stages.append(
-                Stage(
-                    name,
-                    args.erase_steps,
-                    args.erase_learning_rate,
-                    args.erase_muon_learning_rate,
-                    args.erase_batch_size,
-                    share,
-                    decoder == "true",
-                    None if share == 1 else "unlearned",
-                )  # fmt: skip
-            )
+            erasing = {"muon_learning_rate": args.erase_muon_learning_rate, "batch_size": args.erase_batch_size}
+            erasing |= {"share": share, "decoder": decoder == "true", "after": None if share == 1 else "unlearned"}
+            stages.append(Stage(name, args.erase_steps, (args.erase_learning_rate,), **erasing))
     text = []
     for seed in args.seeds:
         study = Study(

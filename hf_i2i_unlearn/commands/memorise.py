@@ -48,6 +48,10 @@ class Arguments(SourceArguments):
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
     eval_samples: int = field(default=500, metadata={"help": "Unseen pictures for the figures, evenly spread."})
+    pictures_only: bool = field(
+        default=False,
+        metadata={"help": "Write `known/` alone, and train nothing: the pictures that weights at hand were trained on."},
+    )
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
 
     def __post_init__(self):
@@ -77,8 +81,11 @@ class MemorisingConfig(PretrainingConfig):
 def main() -> None:
     args, training = parse((Arguments, MemorisingConfig), __doc__)
 
-    from ..originals.memorise import memorise
+    from ..originals.memorise import memorise, write_pictures
 
+    if args.pictures_only:
+        print(f"In {training.output_dir}: {write_pictures(args, training, parse_corruption(args.corruption))}.")
+        return
     found = memorise(args, training, parse_corruption(args.corruption), AUGMENTATIONS[args.augment])
     before = found["original"]
     for kind, words in {"known": "known by heart", "like_known": "like them, never seen", "unseen": "unseen"}.items():

@@ -12,12 +12,14 @@ from transformers import SchedulerType, set_seed
 
 from ..audit.attacks import Setting, hole_errors, relearn
 from ..audit.memory import attack, came_back
+from ..audit.picture_verdicts import Judge
 from ..data.pairs import ForgetRetainPairs
 from ..data.reading import ImageReader
 from ..evaluation.completions import completions
 from ..evaluation.features import hash_weights
 from ..markdown import table
 from ..methods.corruptions import Corruption
+from ..methods.method import OURS, Method
 from ..models.base import I2IModel
 from ..models.erasure import move_to_fresh
 from ..storage import read_kept, write_kept
@@ -25,18 +27,23 @@ from ..training.config import UnlearningConfig
 from ..training.erasure import ErasureTrainer
 from ..training.trainer import UnlearningTrainer
 
+TOLERANCE = 0.03  # the rise of the retain error within which a learning rate is chosen
+
 
 @dataclass(frozen=True)
 class Stage:
     """One way of unlearning.
 
+    learning_rates: several are tried, and the one that forgets most counts of those that raise the retain error by at most
+    `TOLERANCE`, on a half of the retain pictures that nothing is reported on.
     share: of the way to a fresh initialisation that the weights are moved before they are trained; 0 is unlearning alone.
     decoder: the decoder's too. after: the name of the stage whose model it starts from; None is the original.
     """
 
     name: str
     steps: int
-    learning_rate: float = 1e-3
+    learning_rates: tuple[float, ...] = (1e-3,)
+    method: Method = OURS
     muon_learning_rate: float = 0.0
     batch_size: int = 16
     share: float = 0.0
@@ -78,6 +85,7 @@ class Study:
         order = np.random.default_rng([self.seed, 5]).permutation(len(self.known))
         self.attackers = [self.known[int(i)] for i in order[::2]]
         self.others = [self.known[int(i)] for i in order[1::2]]
+        self.unseen, self.chosen_by = self.unseen[1::2], self.unseen[::2]
         self.trained = {name: p.requires_grad for name, p in self.original.named_parameters()}
         self.reference = completed(self.original, self.unseen, self.corruption, self.setting)
 
@@ -85,14 +93,15 @@ class Study:
         """A row per model: the twin, the original, and each stage.
 
         Returns:
-            [{"name", "seconds": of training, "retain": hole error on unseen pictures, "drift": from the original's completions
-            there, "known": hole error on the known ones, "start", "lowest": on the half that the attacker has not, before the
-            attack and at its best, "attacker", "came_back"}]
+            [{"name", "learning_rate", "seconds": of training, "retain": hole error on unseen ones, "drift": from the original's
+            completions there, "known": hole error on the known ones, "honoured": {"count", "of", ...} of `Judge`, "start",
+            "lowest": on the half that the attacker has not, before the attack and at its best, "attacker", "came_back"}]
         """
         rows = [self._row("never saw them", lambda: (self.twin, 0.0))] if self.twin is not None else []
         rows.append(self._row("knows them by heart", lambda: (self.original, 0.0)))
         for stage in stages:
-            rows.append(self._row(stage.name, lambda stage=stage: self._train(stage), asdict(stage)))
+            facts = asdict(stage) | {"method": stage.method.name}
+            rows.append(self._row(stage.name, lambda stage=stage: self._tuned(stage), facts))
         memorised = next(row["start"] for row in rows if row["name"] == "knows them by heart")
         twin = next((row["lowest"] for row in rows if row["name"] == "never saw them"), None)
         for row in rows:
@@ -110,18 +119,18 @@ class Study:
                 self.models[name].load_weights(self.folder / name)
             return known
         print(f"study: {name}", flush=True)
-        model, seconds = make()
+        model, seconds, *rate = make()
         self.models[name] = model
         if file is not None and facts:
             model.save_pretrained(self.folder / name)
-        row = {"name": name, "seconds": round(seconds, 1)} | self._measure(model)
+        row = {"name": name, "seconds": round(seconds, 1), "learning_rate": rate[0] if rate else None} | self._measure(model)
         if file is not None:
             write_kept(file, key, row)
         return row
 
     def _measure(self, model):
         sets = {"retain": self.unseen, "known": self.known}
-        errors = {k: float(hole_errors(model, r, self.corruption, self.setting).mean()) for k, r in sets.items()}
+        errors = {kind: self._error(model, rows) for kind, rows in sets.items()}
         now = completed(model, self.unseen, self.corruption, self.setting)
         found = attack(
             self._trainable(model), self.attackers, self.others, list(self.unseen), self.corruption, self.setting,
@@ -130,7 +139,16 @@ class Study:
         best = {k: v for k, v in found["attackers"][0].items() if k != "curve"}
         drift = float((now - self.reference).square().sum() / hole_size(model, self.corruption, now))
         curve = found["attackers"][0]["curve"]
-        return errors | {"drift": drift, "start": found["start"], "lowest": found["lowest"], "attacker": best, "curve": curve}
+        judge = Judge(self.original, self.setting.reader, [self.corruption], [], seed=self.seed, progress=False)
+        honoured = judge(model, self.known, [*self.unseen, *self.chosen_by])["honoured"]
+        return errors | {
+            "drift": drift,
+            "honoured": honoured,
+            "start": found["start"],
+            "lowest": found["lowest"],
+            "attacker": best,
+            "curve": curve,
+        }
 
     def _trainable(self, model):
         """A copy of which everything that the family trains can be trained again, whatever was frozen since."""
@@ -139,13 +157,28 @@ class Study:
             weight.requires_grad_(self.trained[name])
         return made
 
-    def _train(self, stage: Stage):
+    def _tuned(self, stage: Stage):
+        """(the model, seconds of training, learning rate) of the best rate."""
+        tried = [(*self._train(stage, rate), rate) for rate in stage.learning_rates]
+        if len(tried) == 1:
+            return tried[0]
+        before = self._error(self.original, self.chosen_by)
+        costs = [self._error(model, self.chosen_by) / before - 1 for model, *_ in tried]
+        gains = [self._error(model, self.known) for model, *_ in tried]
+        within = [i for i, cost in enumerate(costs) if cost <= TOLERANCE]
+        return tried[max(within, key=gains.__getitem__) if within else int(np.argmin(costs))]
+
+    def _error(self, model, rows) -> float:
+        return float(hole_errors(model, rows, self.corruption, self.setting).mean())
+
+    def _train(self, stage: Stage, rate: float):
         """(the model, seconds of training)."""
         set_seed(self.seed)
         model = self._trainable(self.original if stage.after is None else self.models[stage.after])
         args = UnlearningConfig(
-            str(self.folder or "study"), max_steps=stage.steps, learning_rate=stage.learning_rate, alpha=stage.alpha,
-            muon_learning_rate=stage.muon_learning_rate, per_device_train_batch_size=stage.batch_size, noise_target="mean",
+            str(self.folder or "study"), max_steps=stage.steps, learning_rate=rate, alpha=stage.alpha,
+            muon_learning_rate=stage.muon_learning_rate, per_device_train_batch_size=stage.batch_size,
+            noise_target="mean" if stage.method.shared_target else "fresh",
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
         pairs = ForgetRetainPairs(self.known, self.train, self.seed)
@@ -155,9 +188,8 @@ class Study:
             move_to_fresh(model, stage.share, self.seed, stage.decoder)
             args.lr_scheduler_type = SchedulerType.COSINE
             kind, more = ErasureTrainer, {"distil_decoder": 1.0 if stage.decoder else 0.0}
-        trainer = kind(
-            model, args, pairs, self.processor, self.corruption, original=self.original, augment=self.augment, **more
-        )
+        rest = {"original": self.original, "augment": self.augment, "method": stage.method} | more
+        trainer = kind(model, args, pairs, self.processor, self.corruption, **rest)
         trainer.data_collator.augment_forget = False
         started = time.perf_counter()
         trainer.train()
@@ -201,21 +233,13 @@ def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -
 
 def study_table(rows: list[dict]) -> str:
     """The rows of `Study.run` as Markdown."""
-    head = [
-        "model",
-        "seconds",
-        "retain error",
-        "drift",
-        "the pictures",
-        "the other half: before an attack",
-        "after it",
-        "came back",
-    ]
+    heads = "model|rate|seconds|retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back"
     lines = []
     for row in rows:
+        rate = f"{row['learning_rate']:g}" if row["learning_rate"] else ""
+        judged = f"{row['honoured']['count']} of {row['honoured']['of']}"
         share = "" if row["name"] == "never saw them" or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"
-        lines.append(
-            [row["name"], f"{row['seconds']:.0f}", f"{row['retain']:.3f}", f"{row['drift']:.3f}", f"{row['known']:.3f}",
-             f"{row['start']:.3f}", f"{row['lowest']:.3f}", share]
-        )  # fmt: skip
-    return table(head, lines)
+        errors = {name: f"{row[name]:.3f}" for name in ("retain", "drift", "known", "start", "lowest")}
+        cells = [row["name"], rate, f"{row['seconds']:.0f}", *(errors[k] for k in ("retain", "drift", "known")), judged]
+        lines.append([*cells, errors["start"], errors["lowest"], share])
+    return table(heads.split("|"), lines)

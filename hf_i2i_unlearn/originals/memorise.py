@@ -158,9 +158,23 @@ def memorise(args, training: PretrainingConfig, corruption: Corruption, augment=
     if trainer.is_world_process_zero():
         folder.write_options(args, training)
         folder.write_figures(found)
-        for split, rows in {"train": known, "validation": like_known}.items():
-            write_rows(folder.path / KNOWN / f"{split}.parquet", rows)
+        write_known(folder.path, known, like_known)
     return found
+
+
+def write_pictures(args, training: PretrainingConfig, corruption: Corruption) -> str:
+    """The pictures that `memorise` with the same options would train on, and no training. Returns the name of their folder."""
+    refuse_full_folder(training.output_dir, False)
+    model = load_model(args.model, **args.options)
+    reader = ImageReader(load_processor(args.model), model.channels, None, args.on_corrupt, args.background)
+    write_known(Path(training.output_dir), *pictures(args, model, reader, corruption, training.seed)[:2])
+    return KNOWN
+
+
+def write_known(folder: Path, known: list[dict], like_known: list[dict]) -> None:
+    """`known/` in the folder: train.parquet and validation.parquet."""
+    for split, rows in {"train": known, "validation": like_known}.items():
+        write_rows(folder / KNOWN / f"{split}.parquet", rows)
 
 
 def pictures(args, model, reader, corruption, seed):
