@@ -19,7 +19,7 @@ from hf_i2i_unlearn.commands import COMMANDS
 ROOT = Path(__file__).parents[1]
 HEAVY = ("matplotlib", "peft", "diffusers", "jinja2", "datasets", "torchvision", "sklearn", "pandas")
 TELL = f"import json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.stderr)"
-TRAINING = ("unlearn", "compare", "tables", "pretrain", "train-classifier")  # their options are those of the Trainer too
+TRAINING = ("unlearn", "erase", "compare", "tables", "pretrain", "memorise", "train-classifier")  # options of the Trainer too
 
 
 @cache

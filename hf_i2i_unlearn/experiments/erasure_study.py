@@ -1,6 +1,7 @@
 """What erasing is worth: a model that knows pictures by heart is made to forget, attacked, erased, and attacked again."""
 
 import copy
+import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,6 +114,7 @@ class Study:
         file = self.folder / f"{name}.json" if self.folder else None
         key = {"stage": facts, "seed": self.seed, "attackers": [self.weights, self.rates, self.steps]}
         key |= {"original": hash_weights(self.original)[:16], "corruption": str(self.corruption)}
+        key = json.loads(json.dumps(key))  # as it is read again
         if file is not None and (known := read_kept(file, key)):
             if facts:
                 self.models[name] = self._trainable(self.original).eval()

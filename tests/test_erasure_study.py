@@ -1,0 +1,94 @@
+"""The study of erasing: its rows, its resumption, and the choice of a learning rate."""
+
+import json
+import sys
+
+import pytest
+from conftest import make_dataset, make_mae
+from helpers.close import assert_close
+
+from hf_i2i_unlearn import METHODS, CenterCrop, ImageReader, InputError, undecoded
+from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
+from hf_i2i_unlearn.commands.erasure_study import main
+from hf_i2i_unlearn.experiments.erasure_study import Stage, Study, study_table
+
+T = CenterCrop(2)
+STAGES = [
+    Stage("unlearned", 3, (1e-3, 3e-3), batch_size=4),
+    Stage("max_loss", 3, method=METHODS["max_loss"], batch_size=4),
+    Stage("erased 50%", 3, batch_size=4, share=0.5, after="unlearned"),
+    Stage("erased 100%, decoder too", 3, batch_size=4, share=1.0, decoder=True),
+]
+
+
+def study(processor, folder=None, twin=True):
+    rows = undecoded(make_dataset(40))
+    some = list(rows)
+    return Study(
+        make_mae(0).eval(), make_mae(1).eval() if twin else None, processor, some[:8], rows.select(range(8, 30)), some[30:], T,
+        steps=2, batch_size=4, folder=folder,
+    )  # fmt: skip
+
+
+def test_rows_are_what_the_parts_measure(processor, tmp_path):
+    made = study(processor, tmp_path)
+    found = made.run(STAGES)
+    assert [row["name"] for row in found] == ["never saw them", "knows them by heart", *(stage.name for stage in STAGES)]
+    reader = Setting(ImageReader(processor, 3), progress=False)
+    for row in found[2:]:
+        model = made.models[row["name"]]
+        assert_close(row["known"], hole_errors(model, made.known, T, reader).mean())
+        assert_close(row["start"], hole_errors(model, made.others, T, reader).mean())
+        assert row["lowest"] <= row["start"] and row["honoured"]["of"] == 8
+    assert found[1]["drift"] == 0 and all(row["drift"] > 0 for row in found[2:])
+    attackers, others = ({row["image"]["path"] for row in rows} for rows in (made.attackers, made.others))
+    assert not attackers & others and len(attackers | others) == 8
+    untouched = made.original.model.decoder.state_dict()
+    kept = made.models["erased 50%"].model.decoder.state_dict()
+    assert all((kept[name] == weight).all() for name, weight in untouched.items())
+    assert "never saw them" in study_table(found)
+
+    again = study(processor, tmp_path)
+    again._train = lambda *args: 1 / 0  # what is there is not done again
+    assert again.run(STAGES) == found
+    pictures = again.pictures(found, ["unlearned", "erased 50%"], 2)
+    assert list(pictures)[-2:] == ["erased 50%", "erased 50%,\nattacked"] and len(pictures["image"]) == 2
+
+
+def test_the_rate_is_chosen_where_nothing_is_reported(processor):
+    made = study(processor, twin=False)
+    assert not {r["image"]["path"] for r in made.unseen} & {r["image"]["path"] for r in made.chosen_by}
+    errors = {0.1: (1.02, 3.0), 0.2: (1.029, 4.0), 0.3: (1.5, 9.0)}  # by rate: on retain, on the known pictures
+    made._train = lambda stage, rate: (rate, 1.0)
+    made._error = lambda model, rows: 1.0 if model is made.original else errors[model][rows is made.known]
+    assert made._tuned(Stage("x", 1, tuple(errors)))[2] == 0.2  # the most forgotten within the tolerance
+    errors = {0.1: (1.2, 3.0), 0.2: (1.1, 4.0)}
+    assert made._tuned(Stage("x", 1, tuple(errors)))[2] == 0.2  # none is within: the cheapest
+
+
+def test_without_a_twin_the_start_is_the_reference(processor):
+    found = study(processor, twin=False).run(STAGES[:1])
+    assert [row["name"] for row in found] == ["knows them by heart", "unlearned"]
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
+    main()
+
+
+def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
+    options = ["--unlearn_steps", 2, "--erase_steps", 2, "--erase_batch_size", 2, "--attack_steps", 1, "--eval_samples", 8]
+    run(monkeypatch, *options, "--pictures", 1, "--attack_learning_rates", 1e-3, "--output_dir", tmp_path / "study")
+    text = (tmp_path / "study" / "results.md").read_text()
+    assert "| erased 100% |" in text and "--unlearn_steps 2" in text and text in capsys.readouterr().out + text
+    assert (tmp_path / "study" / "study.png").is_file()
+    row = json.loads((tmp_path / "study" / "seed-0" / "knows them by heart.json").read_text())
+    assert row["result"]["known"] < 0.1  # the embedded twin knows the embedded canaries
+
+
+@pytest.mark.parametrize(
+    "words", [["--decoder", "maybe"], ["--shares", "2"], ["--methods", "oops"], ["--methods", "max_loss", "--shares", "0.5"]]
+)
+def test_refusals(monkeypatch, tmp_path, words):
+    with pytest.raises(InputError):
+        run(monkeypatch, *words, "--output_dir", tmp_path / "study")
