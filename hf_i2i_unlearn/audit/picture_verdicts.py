@@ -18,7 +18,7 @@ from ..data.pairs import seeds_for
 from ..data.reading import ImageReader
 from ..errors import InputError
 from ..evaluation.metrics import hole_mse
-from ..methods.corruptions import CenterCrop, Corruption, Extend, Outpaint, RandomMask
+from ..methods.corruptions import CenterCrop, Corruption, Extend, Outpaint, RandomBlock, RandomMask
 from ..models.base import I2IModel
 from .statistics import share
 
@@ -69,7 +69,8 @@ def other_masks(grid: tuple[int, int], trained: list[Corruption], count: int = 3
     rows, cols = grid
     found = [
         RandomMask(0.5), Extend("left", max(1, cols // 2)), CenterCrop(max(1, rows // 2)), Outpaint(max(1, rows // 2)),
-        CenterCrop(max(1, rows // 4)), RandomMask(0.75),
+        CenterCrop(max(1, rows // 4)), RandomMask(0.75), RandomBlock(max(1, rows // 2)), Extend("down", max(1, rows // 4)),
+        Extend("right", max(1, cols // 2)),
     ]  # fmt: skip
     known, chosen = {str(c) for c in trained}, []
     for corruption in found:
@@ -115,9 +116,8 @@ class Judge:
             InputError: no forget picture can be read.
         """
         masks = [*self.trained, *self.others]
-        _, reference, _ = self._errors({"before": self.original}, unseen, masks, "unseen pictures")
-        bounds = {t: Bounds.of(found["before"][found["blank"] > FLAT]) for t, found in reference.items()}
-        kept, found, unreadable = self._errors({"before": self.original, "after": model}, forget, masks, "forget pictures")
+        bounds = self.bounds(unseen, masks)
+        kept, found, unreadable = self.errors({"before": self.original, "after": model}, forget, masks, "forget pictures")
         if not kept:
             raise InputError(f"None of the {len(forget)} forget pictures can be read, so there is nothing to judge.")
         names = [str(t) for t in self.trained]
@@ -131,8 +131,13 @@ class Judge:
             "unreadable": [picture_hash(row) for row in unreadable],
         } | counted(pictures, names)
 
+    def bounds(self, unseen: list, masks: list[Corruption]) -> dict[str, Bounds]:
+        """{T: the bounds that the original's errors on unseen pictures set}."""
+        _, reference, _ = self.errors({"before": self.original}, unseen, masks, "unseen pictures")
+        return {t: Bounds.of(found["before"][found["blank"] > FLAT]) for t, found in reference.items()}
+
     @torch.no_grad()
-    def _errors(self, models, rows, masks, title):
+    def errors(self, models: dict, rows: list, masks: list[Corruption], title: str):
         """(rows that can be read, {T: {"blank" or a model: (N,) relative errors}}, the other rows).
 
         The errors of "blank" are in normalised units.
@@ -166,6 +171,41 @@ class Judge:
             t: {k: torch.cat(v).cpu().numpy() if v else np.zeros(0) for k, v in part.items()} for t, part in found.items()
         }
         return kept, joined, unreadable
+
+
+class Standing:
+    """How far a run is: so many of its forget pictures are forgotten under the masks of training, at this cost on retain.
+
+    The original's errors are taken once, at the first call, so that a look costs a pass of the model that is trained.
+
+    Args:
+        judge: with the masks of training. forget, unseen: as it takes them; retain: rows that must be completed as before.
+    """
+
+    def __init__(self, judge: Judge, forget: list, unseen: list, retain: list):
+        self.judge, self.forget, self.unseen, self.retain = judge, forget, unseen, retain
+        self._known: tuple | None = None
+
+    def __call__(self, model: I2IModel) -> tuple[int, int, float]:
+        """(pictures that can no longer be completed, pictures, the mean error on retain in units of the original's)."""
+        judge, masks = self.judge, self.judge.trained
+        if self._known is None:
+            before = [self._errors(judge.original, rows) for rows in (self.forget, self.retain)]
+            self._known = judge.bounds(self.unseen, masks), *before
+        bounds, known, retained = self._known
+        after, names = self._errors(model, self.forget), [str(t) for t in masks]
+        grades = []
+        for i in range(len(after[names[0]]["blank"])):
+            errors = {t: {"blank": known[t]["blank"][i], "before": known[t]["errors"][i]} for t in names}
+            cells = {t: _cell(bounds[t], errors[t] | {"after": after[t]["errors"][i]}) for t in names}
+            grades.append(summary(cells, names, bounds)["grade"])
+        judged = [grade for grade in grades if grade != NOTHING]
+        now = self._errors(model, self.retain)
+        risen = [now[t]["errors"].mean() / max(retained[t]["errors"].mean(), FLAT) for t in names]
+        return sum(grade in HONOURED for grade in judged), len(judged), float(np.mean(risen))
+
+    def _errors(self, model, rows):
+        return self.judge.errors({"errors": model}, rows, self.judge.trained, "how far")[1]
 
 
 def blank_fill(pixels: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ def unseen_rows(args, rows: dict[str, list], names_pictures: bool) -> tuple[list
         rows: the evaluation pictures. names_pictures: whether the request names single ones, which then are among them.
     """
     if args.eval_split in (None, "none"):
-        return rows["retain"], "retain pictures", True
+        return rows["retain"], f"retain pictures{' that were held out of training' if args.hold_out else ''}", True
     kinds = ["retain"] if names_pictures else ["retain", "forget"]
     return [row for kind in kinds for row in rows[kind]], f"pictures of the split '{args.eval_split}'", False
 
@@ -88,6 +88,7 @@ def certify(run, trainer) -> dict:
         "missed": missed,
         "unseen": what,
         "seen": seen,
+        "ended": {"steps": trainer.state.global_step, "why": run.takedown.ended if run.takedown else ""},
         "seed": run.training.seed,
         "weights": {"before": content_hash(identity(run.original)), "after": {}},
     } | vouched(verdicts, missed)

@@ -63,15 +63,28 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
         for action in parser._actions:
             if action.dest in trainer_options - COMMON:
                 action.help = argparse.SUPPRESS
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config")
-    config.add_argument("--model")
-    given, _ = config.parse_known_args(argv)
-    file = given.config or (demo if given.model is None else None)
+    file = _config_of(argv, demo)
     if file:
         parser.set_defaults(**_read_yaml(file, {action.dest: action for action in parser._actions}))
     parsed = parser.parse_args_into_dataclasses(args=argv)
     return parsed[: len(dataclasses)]
+
+
+def given_options(argv=None, demo: str | None = None) -> set[str]:
+    """Names of the options that a command line gives, itself or in its configuration; see `parse`, which it went through."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    file = _config_of(argv, demo)
+    return given | set(_yaml_of(file)[0] if file else ())
+
+
+def _config_of(argv: list[str], demo: str | None) -> str | None:
+    """The configuration that a command line reads: that of `--config`, or the demo's without `--model`."""
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config")
+    config.add_argument("--model")
+    given, _ = config.parse_known_args(argv)
+    return given.config or (demo if given.model is None else None)
 
 
 def _trainer_options(dataclasses) -> set[str]:
@@ -92,14 +105,19 @@ def find_config(file: str | Path) -> Path:
     return packaged if named and not file.is_file() and packaged.is_file() else file
 
 
-def _read_yaml(file, known):
+def _yaml_of(file) -> tuple[dict, dict]:
+    """The options of a configuration, as values and as they are written."""
     try:
         text = find_config(file).read_text()
-        options, as_written = yaml.safe_load(text) or {}, yaml.load(text, yaml.BaseLoader) or {}
+        return yaml.safe_load(text) or {}, yaml.load(text, yaml.BaseLoader) or {}
     except OSError as error:
         raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
     except yaml.YAMLError as error:
         raise InputError(f"'{file}' is not valid YAML: {error}.") from None
+
+
+def _read_yaml(file, known):
+    options, as_written = _yaml_of(file)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

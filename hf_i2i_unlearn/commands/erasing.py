@@ -83,6 +83,8 @@ def _suppress(run):
     if done.is_file():
         run.model.load_weights(training.output_dir)
         return
+    if run.takedown:
+        run.takedown.start(run, trainer)
     trainer.train(resume_from_checkpoint=_last(training.output_dir) if training.resume_from_checkpoint else None)
     trainer.save_model()
     if trainer.is_world_process_zero():

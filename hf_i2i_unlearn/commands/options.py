@@ -164,6 +164,7 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.pictures < 0:
             raise InputError(f"--pictures is how many to show, 0 or more; got {self.pictures}.")
         check_required(self.require_forgotten)

@@ -36,6 +36,7 @@ from .cli import command_line
 from .erasing import erasing
 from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
+from .takedown import Takedown
 from .words import find_distance, find_method, make_noise, parse_corruption
 
 
@@ -77,6 +78,7 @@ class Run:
         method, distance: of the loss. corruption, eval_corruption: T in training and in evaluation. noise: n.
         splits: the four sets. pairs: the training pairs. rows: {"retain", "forget"}: the evaluation pictures, undecoded.
         metrics: that are measured besides. erasure: what was erased, for the record, see `erasing`.
+        takedown: the choices of a takedown, which trains until its verdicts hold.
     """
 
     args: RunArguments
@@ -98,6 +100,7 @@ class Run:
     rows: dict[str, list]
     metrics: tuple[Metric, ...] = ()
     erasure: dict | None = None
+    takedown: Takedown | None = None
 
     @classmethod
     def prepare(
@@ -108,16 +111,19 @@ class Run:
         processor,
         path: str,
         metrics: tuple[Metric, ...] = (),
+        given: set[str] | None = None,
     ) -> "Run":
         """Turn the words of the options into objects; patches are put on `model`.
 
         Args:
             model: the original model; it is trained in place. processor: its image processor. path: where both came from.
             metrics: that are measured besides.
+            given: names of the options that were given; a takedown chooses among the others. None: all were.
 
         Raises:
             InputError: options that cannot work.
         """
+        takedown = None if given is None else Takedown.of(args, training, given, model)
         method, distance = find_method(args.method, args.variant), find_distance(args.distance)
         check_options(training, method, distance)
         base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
@@ -134,7 +140,7 @@ class Run:
             args.noise_rank,
             training.seed,
         )
-        return cls(
+        run = cls(
             args=args,
             training=training,
             path=path,
@@ -153,7 +159,11 @@ class Run:
             pairs=make_pairs(args, splits, training.seed),
             rows={"retain": splits.eval_retain, "forget": splits.eval_forget},
             metrics=metrics,
+            takedown=takedown,
         )
+        if takedown:
+            takedown.fit(run)
+        return run
 
     def trainer(
         self, kind: type[UnlearningTrainer] = UnlearningTrainer, training: UnlearningConfig | None = None, **more
@@ -202,6 +212,8 @@ def unlearn(run: Run, recipe: str) -> dict:
     is_main = trainer.is_world_process_zero()
     if run.patch and is_main:
         print(run.patch)
+    if run.takedown and not run.args.erase:
+        run.takedown.start(run, trainer)
     trainer.train(resume_from_checkpoint=resume)
     run.model, run.original = trainer.whole_model(), trainer.original or run.original  # under FSDP they are others
     result, bound = _measure(run, trainer), trainer.bound_report()

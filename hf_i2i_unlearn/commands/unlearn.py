@@ -5,7 +5,7 @@ import sys
 
 import yaml
 
-from .cli import find_config, parse
+from .cli import find_config, given_options, parse
 from .families import FAMILIES
 
 
@@ -21,7 +21,7 @@ def main(family: str | None = None) -> None:
     training.push_to_hub = training.push_to_hub and not planned
     path = prepare_run(args, training)
     model, processor = options.load(args, path)
-    run = Run.prepare(args, training, model, processor, path)
+    run = Run.prepare(args, training, model, processor, path, given=given_options(demo=options.demo))
     if planned:
         from .plan import report
 

@@ -42,6 +42,7 @@ class VerifyArguments(SplitArguments):
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
         check_required(self.require_forgotten)
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..errors import InputError
+
 
 @dataclass
 class SourceArguments:
@@ -81,6 +83,13 @@ class SplitArguments(SourceArguments):
         metadata={"help": "Classes that stand in for the retain set in training (section 4.3), never in the figures."},
     )
     proxy_dataset: str | None = field(default=None, metadata={"help": "Dataset that stands in for the retain set in training."})
+    hold_out: float = field(
+        default=0.0,
+        metadata={
+            "help": "With --eval_split none: the share of the retain pictures that is kept out of training, to compare with; "
+            "at most --eval_samples, and none of fewer than 40."
+        },
+    )
     eval_samples: int = field(default=500, metadata={"help": "Pictures per set for the figures, evenly spread; 0 = all."})
     card_names: bool = field(
         default=False,
@@ -89,6 +98,10 @@ class SplitArguments(SourceArguments):
             "people concerned, so otherwise there is a count, and of files and rows a hash, by which they can be checked."
         },
     )
+
+    def __post_init__(self):
+        if not 0 <= self.hold_out < 1:
+            raise InputError(f"--hold_out is a share of the retain pictures, 0 or more and below 1; got {self.hold_out}.")
 
     @property
     def private(self) -> tuple[str, ...]:

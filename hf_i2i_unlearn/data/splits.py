@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 import datasets
+import numpy as np
 
 from ..errors import InputError
 from .copies import Copies
@@ -17,6 +18,8 @@ from .sources import class_label, first_rows, load_accounted, load_source, undec
 from .streams import ForgetRetainStream
 
 logger = logging.getLogger(__name__)
+
+FEWEST = 20  # pictures to compare with
 
 
 @dataclass
@@ -85,6 +88,8 @@ def build_splits(args: SplitArguments, record: dict | None = None) -> Splits:
         retain = select(train, forget_by, False, image)
     eval_pool = retain  # the figures are those of the real retain set, whatever was available
     retain = _available(args, sources, retain, asked, forget_asked, retain_by)
+    if args.hold_out and args.eval_split in (None, "none") and retain is eval_pool and not args.streaming:
+        retain, eval_pool = _held_out(retain, args.hold_out, args.eval_samples)
     _refuse_empty(retain, "retain", "it is everything but the forget set" if retain_by is None else "see --retain_classes")
 
     eval_forget, eval_retain, where = _eval_sets(args, asked, retain_by, forget, eval_pool)
@@ -211,6 +216,8 @@ def _eval_sets(args, asked, retain_by, forget, retain):
     name, image, single = args.eval_split, args.image_column, asked.names_pictures
     if name in (None, "none"):
         pools, where = (forget, retain), "pictures that were trained on"
+        if args.hold_out and not args.streaming:
+            where = "forget: the pictures themselves; retain: pictures that were held out of training"
     else:
         held_out = load_source(args.dataset, name, args.dataset_config, args.streaming)
         if args.retain_dataset:
@@ -232,6 +239,15 @@ def _eval_sets(args, asked, retain_by, forget, retain):
         if not found:
             raise InputError(f"The split '{name}' holds no {kind} picture; choose another --eval_split, or 'none'.")
     return *rows, where
+
+
+def _held_out(retain, share: float, most: int):
+    """(rows to train on, rows to compare with), evenly spread; all for both of fewer than 40."""
+    count = len(retain)
+    if count < 2 * FEWEST:
+        return retain, retain
+    held = np.linspace(0, count - 1, min(max(FEWEST, round(share * count)), most or count)).astype(int)
+    return retain.select(np.setdiff1d(np.arange(count), held)), retain.select(held)
 
 
 def _refuse_empty(dataset, name, how):

@@ -7,6 +7,7 @@ A record of a request holds, beside the verdicts as `audit.picture_verdicts.Judg
     total                    pictures of the forget set; None for a stream
     trained                  {"pictures", "least", "most"}: how many were trained on, and how often each
     missed                   hashes of those that never were
+    ended                    {"steps", "why"}: when training ended, and why before its last step
     unseen                   what the bounds were taken from; seen: whether the original may have been trained on those
     weights                  {"before": hash of the original's, "after": {file: sha256}}
     certified, reason        whether the run may vouch for its verdicts, and if not why
@@ -65,6 +66,8 @@ def details(request: dict) -> list[str]:
         lines.append(
             f"They were compared with {request['unseen']}, which the original may have been trained on: they may be too kind."
         )
+    if request.get("ended", {}).get("why"):
+        lines.append(f"Training ended after {request['ended']['steps']} steps, because {request['ended']['why']}.")
     for name, word in (("missed", "never trained on"), ("unreadable", "could not be read, and were not judged")):
         if request[name]:
             lines.append(

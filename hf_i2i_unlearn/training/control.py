@@ -1,6 +1,7 @@
 """Control over a run: a bound on what retain may cost, and when to stop."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from transformers import TrainerCallback
@@ -69,4 +70,18 @@ class StopAtForgetDistance(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         reached = metrics["eval_forget_distance"]
         if (reached >= self.distance) if self.rising else (reached <= self.distance):
+            control.should_training_stop = True
+
+
+class StopWhen(TrainerCallback):
+    """Ends the run at the first of its steps `every`, 2 * `every`, ... at which `reached(step)` says so.
+
+    All processes must come to the same answer.
+    """
+
+    def __init__(self, reached: Callable[[int], bool], every: int):
+        self.reached, self.every = reached, every
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every == 0 and self.reached(state.global_step):
             control.should_training_stop = True
