@@ -65,10 +65,8 @@ def build_splits(args: SplitArguments, record: dict | None = None) -> Splits:
     sources, retain_by, accounting = _sources(args)
     train = sources["dataset"]
     found = find_request(args, train)
-    asked, copies = found.request, None
-    if record and record.get("dataset") == args.dataset:
-        copies = remembered_copies(record, asked, train, image, args.copies)
-    copies = copies or look_for_copies(sources, asked, image, args.copies, args.card_names)
+    asked = found.request
+    copies = _copies(args, sources, asked, record)
     notes = [*found.notes, *copy_notes(copies, args.copies, args.card_names)]
     forget_by = asked
     if copies is not None and args.copies == "forget":
@@ -121,6 +119,14 @@ def build_splits(args: SplitArguments, record: dict | None = None) -> Splits:
         accounting,
         notes + left_out,
     )
+
+
+def _copies(args, sources, asked, record):
+    """The copies of what is asked for, as the run of a record has found them, or looked for; None if they were not to be."""
+    copies = None
+    if record and record.get("dataset") == args.dataset:
+        copies = remembered_copies(record, asked, sources["dataset"], args.image_column, args.copies)
+    return copies or look_for_copies(sources, asked, args.image_column, args.copies, args.card_names)
 
 
 def _sources(args):
