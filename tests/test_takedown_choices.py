@@ -24,7 +24,8 @@ def test_masks_suit_every_grid(grid):
 
 def test_small_models_take_larger_steps():
     assert rate_for(1e-4, 86_000_000) == rate_for(1e-4, 300_000_000) == 1e-4
-    assert 1e-4 < rate_for(1e-4, 20_000_000) < rate_for(1e-4, 2_000_000) < rate_for(1e-4, 1000) == 1e-3
+    assert 1e-4 < rate_for(1e-4, 20_000_000) < rate_for(1e-4, 2_000_000) < rate_for(1e-4, 900_000) == 1e-3
+    assert rate_for(1e-5, 900_000, "diffusion") == 1e-3
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_what_is_given_is_left_alone(options):
     args, training, given = options(forget_list="request.txt")
     made = Takedown.of(args, training, given, make_mae())
     assert made.own == {"eval_split", "corruption", "max_steps"} and (args.eval_split, args.hold_out) == ("none", 0.2)
-    assert training.noise_target == "mean" and training.learning_rate == 1e-3 and training.eval_strategy == "no"
+    assert training.noise_target == "mean" and training.learning_rate == 1e-2 and training.eval_strategy == "no"
     words = {"learning_rate": 3e-4, "noise_target": "fresh", "eval_split": "test", "corruption": "center:1"}
     args, training, given = options(forget_rows="3", **words)
     assert Takedown.of(args, training, given, make_mae()).own == {"max_steps"}
