@@ -508,17 +508,25 @@ def test_refusals(unlearned, tmp_path, changes, message):
     assert not (unlearned / "audit.json").exists()
 
 
-def test_the_command(unlearned, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--update_card", "true")])
+def test_the_command(unlearned, tmp_path, more):
+    """It writes into a folder of its own, and into the run's only where that is asked for."""
     (unlearned / "figures.json").write_text("{}")
+    before = {file.name: file.read_bytes() for file in unlearned.iterdir()}
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "recipes" / "audit.py"), "--model", unlearned, "--use_cpu", "--samples", "4",
             "--membership_samples", "4", "--relearn_steps", "1", "--masks", "left:1", "--relearn_samples", "2",
-            "--relearn_learning_rates", "1e-3",
+            "--relearn_learning_rates", "1e-3", *more,
         ], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "suppression, not erasure" in done.stdout and "[" in done.stdout
-    assert (unlearned / "audit.json").is_file() and "## Audit" in (unlearned / "README.md").read_text()
-    assert (unlearned / "report.html").read_text().startswith("<!doctype html>")
+    own = tmp_path / "audited"
+    assert (own / "audit.json").is_file() and (own / "report.html").read_text().startswith("<!doctype html>")
+    after = {file.name: file.read_bytes() for file in unlearned.iterdir()}
+    if more:
+        assert after.keys() - before.keys() == {"audit.json", "report.html"} and "## Audit" in after["README.md"].decode()
+    else:
+        assert after == before

@@ -288,7 +288,8 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     What is there is kept; the card; other options are refused; two processes agree.
     """
     write_network(tmp_path / "network")
-    argv = ["--models", unlearned, "--features", f"classifier:{tmp_path}/network", "--tsne", 6, "--pictures", 2]
+    argv = ["--models", unlearned, "--features", f"classifier:{tmp_path}/network", "--update_card", "true", "--tsne", 6]
+    argv += ["--pictures", 2]
     out = evaluate(tmp_path, *argv, "--output_dir", "one").stdout
     assert "[1/1] unlearned, center:2" in out and "| forget | 12 |" in out
     found = json.loads((tmp_path / "one" / "results.json").read_text())
@@ -311,7 +312,11 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
         "tsne-whole.png", "tsne-hole.png",
     }  # fmt: skip
     card = ModelCard.load(unlearned / "README.md")
-    assert card.text.index("## Metrics") < card.text.index("## Limits") and "| blank hole |" in card.text
+    assert card.text.index("## Metrics") < card.text.index("## Limits")
+    section = card.text.partition("## Metrics\n")[2].partition("\n## ")[0]
+    assert "| hole error, center:2 |" in section and 4 < section.count("\n| ") <= 1 + 10  # the head, and ten lines at most
+    page = (unlearned / "evaluation.md").read_text()
+    assert "[evaluation.md](evaluation.md)" in section and "| blank hole |" in page and "| blank hole |" not in section
     values = {(r.dataset_config, r.metric_type, r.metric_name.split(", ")[-1]) for r in card.data.eval_results}
     assert ("forget", "frechet_distance", "before unlearning") in values and (
         "retain",
@@ -320,20 +325,20 @@ def test_the_recipe(tmp_path, unlearned, checkpoint, recipe, capsys):
     ) in values
 
     # The pictures that were to be forgotten themselves: another section, which leaves the first one alone.
-    recipe(*argv[:4], "--eval_split", "none", "--pictures", 0, "--output_dir", "trained")
+    recipe(*argv[:6], "--eval_split", "none", "--pictures", 0, "--output_dir", "trained")
     after = ModelCard.load(unlearned / "README.md")
     held_out, trained = (
         after.text.partition(f"## {t}\n")[2].partition("\n## ")[0] for t in ("Metrics", "Metrics on training pictures")
     )
     assert held_out and held_out == card.text.partition("## Metrics\n")[2].partition("\n## ")[0]
-    assert "those that were to be forgotten" in trained and "| forget | 16 |" in trained
+    assert "those that were to be forgotten" in trained and "| forget | 16 |" in (unlearned / "evaluation.md").read_text()
     assert (
         len(after.data.eval_results) == len(card.data.eval_results) + 2 * 2 * 2 * 4
     )  # sets, before and after, regions, metrics
 
     # Other pictures than those of the run: its card stays as it is.
     before = (unlearned / "README.md").read_bytes()
-    recipe(*argv[:4], "--forget_classes", "dog", "--pictures", 0, "--output_dir", "others")
+    recipe(*argv[:6], "--forget_classes", "dog", "--pictures", 0, "--output_dir", "others")
     assert (unlearned / "README.md").read_bytes() == before and "card was left as it is" in capsys.readouterr().out
 
     # More T, and a second model: what is there is kept.

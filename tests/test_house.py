@@ -17,7 +17,7 @@ LONGEST_FILE, LONGEST_FUNCTION, LONGEST_RECIPE = 400, 60, 40
 
 FAMILIES = {"models.mae", "models.diffusion", "models.mage"}
 # What every room may import, at any level; of these, each knows only the others.
-SHARED = {"errors", "storage", "demo", "markdown", "tensor_files"}
+SHARED = {"errors", "storage", "demo", "markdown", "tensor_files", "places"}
 # What each room may import besides: a room, or one module of it.
 ALLOWED = {
     "methods": set(),

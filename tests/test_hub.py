@@ -334,7 +334,7 @@ def test_the_card_of_what_was_pushed(runs, family, kind):
                 assert results[split, metric, name] == pytest.approx(figures[split][key], abs=1e-4)
     usage = card.text.split("```python\n")[1].split("```")[0]
     assert f'"me/{family}-{kind}"' in usage and ("trust_remote_code" in usage) == (family == "mage")
-    assert ("recipes/audit.py" in card.text) and "## Audit" in card.text
+    assert ("hf-i2i-unlearn audit" in card.text) and "## Audit" in card.text
     assert adapter_base(pushed) == (f"me/{family}" if kind == "lora" else None)
     # Neither the token nor the names of anybody.
     secrets = ["hf_writer", "person1", "person2", "cat/002.png", "dog/007.png", "002.png"]

@@ -162,7 +162,7 @@ def test_metadata(tmp_path, mae):
         "7 of 16 pairs",
         "the command",
         "## Audit",
-        "recipes/audit.py",
+        "hf-i2i-unlearn audit",
         "## Limits",
         "@inproc",
     ):

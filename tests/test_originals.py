@@ -125,20 +125,20 @@ def test_verdict_by_hand():
     }
     rows = against_trivial(results, "all")
     found = {r["figure"]: (r["by"], r["closer"]) for r in rows}
-    assert found["hole MSE"] == ("biharmonic", pytest.approx(1 - 0.45 / 0.6))
+    assert found["hole error"] == ("biharmonic", pytest.approx(1 - 0.45 / 0.6))
     assert found["FD, hole"] == ("blank hole", pytest.approx(1 - 16 / 18))
     assert found["similarity, hole"] == ("biharmonic", pytest.approx(1 - 0.26 / 0.25))
     text = verdict(rows, "center:2")
     assert text.startswith(
         "center:2: the original beats every trivial completion in 2 of 3 figures, **not in** similarity, hole."
     )
-    assert "| hole MSE | 0.45 | 0.6 (biharmonic) | +25% |" in text
+    assert "| hole error | 0.45 | 0.6 (biharmonic) | +25% |" in text
     better = against_trivial(results | {"original": figures(0.3, 10.0, 0.9)}, "all")
     assert "**clearly beats**" in verdict(better, "x")
     assert "**does not beat**" in verdict(against_trivial(results | {"original": figures(2.0, 90.0, 0.1, 1.0)}, "all"), "x")
     table = original_table(results, "all").splitlines()
     assert (
-        table[0] == "| tiny | hole MSE | PSNR | FD, hole | similarity, hole |"
+        table[0] == "| tiny | hole error | PSNR | FD, hole | similarity, hole |"
         and "| biharmonic | 0.600 | 10.0 dB | 20 | 0.75 |" in table
     )
     assert "| blank hole | | | 18 | 0 |" in original_table({"original": results["original"]}, "all")
@@ -186,7 +186,7 @@ def test_the_recipe(tmp_path, checkpoint, processor, recipe, capsys):
         "--output_dir",
         "one",
     ]
-    recipe(*argv)
+    recipe(*argv, "--update_card", "true")
     out = capsys.readouterr().out
     assert "20 validation" in out and "| biharmonic |" in out and "`center:2`: the original " in out
     assert {f.name for f in (tmp_path / "one").iterdir()} == {
@@ -217,8 +217,6 @@ def test_the_recipe(tmp_path, checkpoint, processor, recipe, capsys):
         "bee",
         "--models",
         f"never_saw={tmp_path}/other",
-        "--card",
-        "false",
     ]
     with pytest.raises(InputError, match=r"holds figures made with other options \(forget_classes, retain_classes\)"):
         recipe(*argv, *split)

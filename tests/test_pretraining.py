@@ -484,7 +484,7 @@ def test_recipe_for_the_three_stages_of_mage(source, tmp_path, monkeypatch, caps
     out = launch(*options(source, tmp_path / "mage", "--stage", "transformer", "--init", tmp_path / "tokenizer",
                                   "--half", "true", "--streaming", "true", "--generation", '{"steps": 3, "margin": 0}',
                                   "--corruptions", '{"center:2": 1}', "--informed_start", "true"))  # fmt: skip
-    assert "center:2: hole MSE" in out and "a stream of pictures" in out
+    assert "center:2: hole error" in out and "a stream of pictures" in out
     names = {f.name for f in (tmp_path / "mage").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "figures.json", "run.yaml", "loss.png",
             "samples", "checkpoint-3"} <= names  # fmt: skip
@@ -513,7 +513,7 @@ def test_recipe_for_the_three_stages_of_mage(source, tmp_path, monkeypatch, caps
             0,
         )
     )
-    assert "center:2: hole MSE" in out
+    assert "center:2: hole error" in out
     three = load_file(tmp_path / "sharp" / "model.safetensors")
     assert all(torch.equal(two[k], three[k]) for k in two if not k.startswith("vqgan.decoder.")) and not same(two, three)
     script = f"""
@@ -537,7 +537,7 @@ def test_recipe_goes_on_with_a_mae_under_an_adversarial_loss(source, tmp_path, m
     second = ["--family", "mae", "--init", tmp_path / "first", "--adversarial_weight", 0.1, "--corruptions", '{"center:2": 1}']
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, options(source, tmp_path / "second", *second))])
     load_recipe().main()
-    assert "center:2: hole MSE" in capsys.readouterr().out
+    assert "center:2: hole error" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert one.keys() == two.keys() and not same(one, two)
     assert all((two[name] - one[name]).abs().max() < 0.5 for name in one)  # it went on, and did not start anew
@@ -576,7 +576,7 @@ def test_recipe_goes_on_with_a_unet_and_gives_its_encoder_attention(source, tmp_
     ]
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, options(source, tmp_path / "second", *second))])
     load_recipe().main()
-    assert "center:2: hole MSE" in capsys.readouterr().out
+    assert "center:2: hole error" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("first", "second"))
     assert all(".attentions." in name for name in two.keys() - one.keys()) and two.keys() > one.keys()
     moved = [(two[name] - one[name]).abs().max() for name in one]

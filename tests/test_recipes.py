@@ -257,7 +257,7 @@ def test_pretraining_makes_a_loadable_model_and_resumes(tmp_path):
             *more,
         ]
         done = launch(*argv, cwd=tmp_path, recipe="pretrain")
-        assert "random:0.75: hole MSE" in done.stdout
+        assert "random:0.75: hole error" in done.stdout
         return load_file(tmp_path / folder / "model.safetensors")
 
     straight = pretrain("straight")

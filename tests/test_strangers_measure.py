@@ -86,7 +86,7 @@ def test_a_metric_is_a_figure_and_a_pair_of_columns(reader):
     added = ("bright", "largest", "original_bright", "original_largest")
     assert plain["forget"] == pytest.approx({k: v for k, v in r.items() if k not in added}, rel=1e-6)
     assert markdown_table(plain).splitlines()[0] == (
-        "| set | pictures | hole MSE before | after | PSNR before | after | drift |"
+        "| set | pictures | hole error before | after | PSNR before | after | drift |"
     )
 
 

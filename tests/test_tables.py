@@ -77,7 +77,7 @@ def test_a_table_by_hand():
     assert tables.table(rows, T, "hole 0", [network | {"kind": "inception"}]).startswith("| method | FID R")
     errors = tables.table(rows, T, "", []).splitlines()
     assert (
-        errors[0] == "| method | hole MSE R | hole MSE F |"
+        errors[0] == "| method | hole error R | hole error F |"
         and errors[3] == "| ours | 1.1 ± 0.14 (x1.10) | 2.5 ± 0.71 (x2.50) |"
     )
     assert "| 4x4 | 10 -> 12 | 20 -> 60 |" in tables.table_over(point(1.2, 3.0), {"4x4": T}, "hole 0", [network], "crop")

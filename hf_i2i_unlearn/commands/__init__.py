@@ -18,6 +18,7 @@ COMMANDS = {  # word: what it does, in one line. Its module has the same name, w
     "audit": "Find out whether what was forgotten stays forgotten.",
     "compare": "All methods on one model: the frontier of forgetting against its cost.",
     "tables": "The paper's tables for one model.",
+    "show": "A page on this machine: original and unlearned side by side, on a picture of yours.",
     "report": "One page for whoever asked, from what is in a run's folder.",
     "pretrain": "Train an original model from nothing.",
     "rehearse": "Rehearse a big job with a model of its size: what it takes, whether it resumes and loads.",

@@ -4,9 +4,10 @@
 
 What the run was (original, pictures, T) is read from run.yaml in the folder; options change it. Four parts: relearning by
 ordinary training on a few forget pictures, membership inference, a linear probe of the encoder, and completion from other masks
-than the trained one. Every part is written to audit.json as soon as it is done, and a broken-off audit goes on there. At the
-end the card gets a section "Audit", and report.html holds run, figures and audit on one page that needs nothing else. Without
-options it audits what the demo left behind, in a few minutes. It runs on one process.
+than the trained one. Every part is written to audit.json in the output folder as soon as it is done, and a broken-off audit
+goes on there. report.html holds run, figures and audit on one page that needs nothing else. The folder of the run and its
+card stay as they are, unless --update_card true. Without options it audits what the demo left behind, in a few minutes. It
+runs on one process.
 """
 
 from dataclasses import dataclass, field
@@ -55,10 +56,13 @@ class AuditArguments(AuditOptions):
 class Arguments(AuditArguments):
     """What to audit, and what to write."""
 
-    report: bool = field(default=True, metadata={"help": "Write report.html."})
-    report_pictures: bool = field(
-        default=True, metadata={"help": "Show the before/after pictures there; false where they may not be shown."}
+    output_dir: str = field(default="audited", metadata={"help": "Folder for audit.json and report.html."})
+    update_card: bool = field(
+        default=False,
+        metadata={"help": "Put audit.json and report.html into the folder of the run too, and a section into its card."},
     )
+    report: bool = field(default=True, metadata={"help": "Write report.html."})
+    report_pictures: bool = field(default=True, metadata={"help": "Show the before/after pictures of the run there."})
 
 
 def main() -> None:
@@ -70,18 +74,26 @@ def main() -> None:
     from ..reporting.model_card import write_section
     from ..reporting.report import write_report
     from ..reporting.run_folder import AUDIT, AUDITED, CARD, RunFolder
+    from ..storage import write_json
     from .audited import run_audit
 
     if not PartialState(cpu=args.use_cpu).is_main_process:
         return
     disable_progress_bar()
-    found = run_audit(args, command_line("recipes/audit.py", ("forget_values", "forget_rows")))
-    run, written = RunFolder(args.model), [AUDIT]
-    if run.card.is_file():
-        write_section(run.path, AUDITED)
-        written.append(f"{CARD} (section {AUDITED})")
-    if args.report:
-        written.append(write_report(args.model, pictures=args.report_pictures).name)
+    found = run_audit(args, command_line("recipes/audit.py", ("forget_values", "forget_rows")), args.output_dir)
+    run, own = RunFolder(args.model), RunFolder(args.output_dir)
+    folders = {own.path: [AUDIT]}
+    if args.update_card:
+        if run.path.resolve() != own.path.resolve():
+            write_json(run.path / AUDIT, found)
+        folders.setdefault(run.path, [AUDIT])
+        if run.card.is_file():
+            write_section(run.path, AUDITED)
+            folders[run.path].append(f"{CARD} (section {AUDITED})")
+    for folder, names in folders.items() if args.report else ():
+        names.append(write_report(args.model, args.report_pictures, audit=own.path, output_dir=folder).name)
     for line in found["verdicts"]:
         print(f"\n[{line['status']}] {line['title']}\n  {line['finding']}\n  {line['caveat']}".rstrip())
-    print(f"\n{found['overall']} {found['suppression']}\n\nIn {run.path}: {', '.join(written)}.")
+    print(f"\n{found['overall']} {found['suppression']}\n")
+    for folder, names in folders.items():
+        print(f"In {folder}: {', '.join(names)}.")

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..models.auto import DEMOS, family_options, load_model
 from ..models.base import I2IModel
 from ..models.patches import merge
+from ..places import check_places, portable, without_absolute
 from ..reporting.run_folder import OPTIONS, RunFolder
 from .words import parse_corruption
 
@@ -26,11 +27,11 @@ from .words import parse_corruption
 GIVEN = ("dataset", "train_split", "eval_split", "forget_list", "forget_values", "forget_rows")
 
 
-def run_audit(args, command: str = "") -> dict:
-    """Run the parts that are missing in `audit.json` of the folder, and write that file after each.
+def run_audit(args, command: str = "", folder: str | None = None) -> dict:
+    """Run the parts that are missing in `audit.json`, and write that file after each.
 
     Args:
-        args: `AuditArguments`. command: that asked for it.
+        args: `AuditArguments`. command: that asked for it. folder: of audit.json; that of the run if None.
 
     Returns:
         What the file holds, see `audit_model`.
@@ -41,6 +42,8 @@ def run_audit(args, command: str = "") -> dict:
     args.check()
     run = read_run(args.model)
     device = PartialState(cpu=args.use_cpu).device
+    if not args.original:
+        check_places({"original": run["model"], "patches": run.get("patches")}, ("original", "patches"), args.model)
     original_name = args.original or run["model"]
     original_path = DEMOS.get(original_name, original_name)
     family = family_options(run, args.generation_steps)
@@ -53,8 +56,8 @@ def run_audit(args, command: str = "") -> dict:
     sets = build_sets(args, split_args)
     facts = {
         "generation_steps": args.generation_steps,
-        "original": original_name,
-        "dataset": split_args.dataset,
+        "original": portable(original_name, args.model),
+        "dataset": portable(split_args.dataset, args.model),
         "train_split": split_args.train_split,
         "eval_split": split_args.eval_split,
         "forget": sets.description["forget"],  # in which the names, that may be those of people, are counted and hashed
@@ -65,7 +68,7 @@ def run_audit(args, command: str = "") -> dict:
     options = AuditOptions(**{f.name: getattr(args, f.name) for f in fields(AuditOptions)})
     audit = Audit(model, original, sets, reader, corruption, options, masks, None, compared, facts)
     erased = {"erased": True} if RunFolder(args.model).record.get("erasure") else {}
-    return audit.run(Path(args.model, FILE), command, patch=patch, **erased)
+    return audit.run(Path(folder or args.model, FILE), command, patch=patch, **erased)
 
 
 def read_run(folder: str) -> dict:
@@ -85,6 +88,7 @@ def split_arguments(args, run: dict) -> SplitArguments:
     """The selection of the run with what the audit's options change, and every picture of the real retain set available."""
     known = {f.name: run[f.name] for f in fields(SplitArguments) if f.name in run}
     given = {n: v for n in GIVEN if (v := getattr(args, n)) is not None}
+    check_places(known, known.keys() - given.keys(), args.model)
     whole = {"retain_per_class": None, "proxy_classes": None, "proxy_dataset": None, "eval_samples": args.membership_samples}
     return SplitArguments(**known | given | whole)
 
@@ -104,7 +108,7 @@ def compared_with(args, split_args: SplitArguments, family: dict, model: I2IMode
     if args.never_trained:
         options = {k: v for k, v in family.items() if k != "subfolder"}  # that of the original
         found.never_trained, _ = load_merged(args.never_trained, (), options, device_of(model))
-        found.never_trained_name = args.never_trained
+        found.never_trained_name = portable(args.never_trained, args.model)
         refuse_other_kind(f"--never_trained '{args.never_trained}'", found.never_trained, model)
     if args.never_seen_classes:
         source = load_classes(split_args, split_args.train_split, args.never_seen_classes, split_args.streaming)
@@ -138,7 +142,7 @@ def build_sets(args, split_args: SplitArguments) -> Sets:
         known, held = rows_of(forget, split_args, count), spread(unseen or [], count)
     retain = [{"image": row["image"]} for row in first_rows(splits.retain, args.membership_samples)]
     return Sets(
-        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, dict(splits.description),
+        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, without_absolute(splits.description, args.model),
         held_trained,
     )  # fmt: skip
 

@@ -7,17 +7,18 @@ from accelerate import PartialState
 
 from ..audit.picture_verdicts import FEWEST, Judge, other_masks
 from ..data.decoding import picture_hash
-from ..data.reading import ImageReader, load_processor
+from ..data.reading import ImageReader
 from ..data.sources import first_rows
 from ..data.splits import build_splits
-from ..errors import InputError, NotForgotten
+from ..errors import NotForgotten
 from ..methods.corruptions import Corruption, Turns
-from ..models.auto import DEMOS, family_of, family_options, load_model
 from ..models.base import I2IModel
+from ..places import without_absolute
 from ..reporting.report import verification_page
 from ..reporting.run_folder import RunFolder
 from ..storage import content_hash, differences, write_json, write_text
 from ..training.targets import identity
+from .pair import Pair
 from .words import parse_corruption
 
 
@@ -149,21 +150,13 @@ def verify(args, run: dict) -> dict:
     """
     folder = RunFolder(args.record or args.model)
     certified, device = folder.request, PartialState(cpu=args.use_cpu).device
-    original_name = args.original or run["model"]
-    original_path = DEMOS.get(original_name, original_name)
-    family = family_of(original_path, run.get("subfolder"))
-    options = family_options(run, family=family)
-    original = load_model(original_path, run.get("patches") or (), **options).to(device).eval()
-    model = load_model(args.model, **{k: v for k, v in options.items() if k != "subfolder"}).to(device).eval()
-    if type(model) is not type(original) or model.grid != original.grid:
-        raise InputError(f"'{args.model}' and the original '{original_name}' are models of different kinds or sizes.")
+    pair = Pair.load(args.model, folder, device, args.original, args.on_corrupt, args.background)
     splits = build_splits(args, certified)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     forget = first_rows(splits.forget, args.eval_samples)
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
-    reader = ImageReader(load_processor(original_path), model.channels, None, args.on_corrupt, args.background)
     corruption = parse_corruption(certified["identity"]["corruption"], several=True)
-    verdicts = judge(model, original, reader, corruption, forget, unseen, args.batch_size, certified["seed"])
+    verdicts = judge(pair.model, pair.original, pair.reader, corruption, forget, unseen, args.batch_size, certified["seed"])
     same, checks = _checks(splits, RunFolder(args.model), certified)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -204,5 +197,5 @@ def _checks(splits, model: RunFolder, certified: dict) -> tuple[bool, list[str]]
 
 def write_verified(folder: Path, found: dict) -> None:
     """verified.json, and verified.html: one page."""
-    write_json(folder / "verified.json", found)
+    write_json(folder / "verified.json", without_absolute(found, folder))
     write_text(folder / "verified.html", verification_page(found))

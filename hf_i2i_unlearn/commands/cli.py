@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..errors import InputError, NotForgotten, Preempted, RunError
+from ..places import resolved_options, without_absolute
 from ..reporting.hub import PushError
 from . import PROGRAM
 
@@ -40,7 +41,8 @@ class JsonDict(dict):
 def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     """Instances of the dataclasses from the command line.
 
-    A command line with neither `--model` nor `--config` runs the embedded demo: it reads the configuration `demo`.
+    A command line with neither `--model` nor `--config` runs the embedded demo: it reads the configuration `demo`. The defaults
+    that `--help` shows are not the demo's, but those of a command of one's own.
 
     `--config file.yaml` (or a name, see `find_config`) sets defaults, which other options override. `--help` shows our own
     options and the common ones of the Trainer, `--help_all` every one.
@@ -84,7 +86,8 @@ def _config_of(argv: list[str], demo: str | None) -> str | None:
     config.add_argument("--config")
     config.add_argument("--model")
     given, _ = config.parse_known_args(argv)
-    return given.config or (demo if given.model is None else None)
+    asks = {"-h", "--help"} & set(argv) and demo in {file.stem for file in CONFIGS.glob("*.yaml")}
+    return given.config or (demo if given.model is None and not asks else None)
 
 
 def _trainer_options(dataclasses) -> set[str]:
@@ -109,7 +112,10 @@ def _yaml_of(file) -> tuple[dict, dict]:
     """The options of a configuration, as values and as they are written."""
     try:
         text = find_config(file).read_text()
-        return yaml.safe_load(text) or {}, yaml.load(text, yaml.BaseLoader) or {}
+        options, as_written = yaml.safe_load(text) or {}, yaml.load(text, yaml.BaseLoader) or {}
+        if Path(file).name == "run.yaml":  # of a run, whose places are as seen from its folder
+            options, as_written = (resolved_options(o, Path(file).parent) for o in (options, as_written))
+        return options, as_written
     except OSError as error:
         raise InputError(f"Cannot read the configuration '{file}': {error}.") from None
     except yaml.YAMLError as error:
@@ -148,7 +154,8 @@ def run(main) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 75 if isinstance(error, Preempted) else 1)
     except NotForgotten as error:
-        print(f"error: {error}", file=sys.stderr)
+        if str(error):  # else the command has said it
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -167,6 +174,8 @@ def _end_process_group() -> None:
 def command_line(recipe: str, leave_out=()) -> str:
     """The command that is running, for a card; the values of tokens, and of the options in `leave_out`, are replaced by dots.
 
+    Absolute paths are given as seen from here (`places.portable`).
+
     recipe: its path in the repository, which a card names unless the console script was used.
     """
     words, hidden = [], False
@@ -179,4 +188,4 @@ def command_line(recipe: str, leave_out=()) -> str:
         elif not hidden:
             words.append(word)
     launched = sys.argv[0].split() if sys.argv[0].startswith(f"{PROGRAM} ") else ["accelerate", "launch", recipe]
-    return shlex.join([*launched, *words])
+    return shlex.join([*launched, *without_absolute(words, ".")])

@@ -50,7 +50,14 @@ class Arguments(ObjectiveArguments, SplitArguments):
     pictures: int = field(default=3, metadata={"help": "Pictures per set in the before/after grid."})
 
 
-FREE = ("methods", "learning_rates", "alphas", "tolerance", "pictures")  # what may differ within one comparison
+FREE = (
+    "methods",
+    "learning_rates",
+    "alphas",
+    "tolerance",
+    "pictures",
+    "show_forgotten",
+)  # what may differ within one comparison
 
 
 def main() -> None:
@@ -78,7 +85,9 @@ def main() -> None:
     eval_corruption.check(original.grid)
     pictures, processor = NamedPictures(args), load_processor(path)
     reader = ImageReader(processor, original.channels, background=args.background)
-    frontier = Frontier(folder, original, pictures.rows, reader, eval_corruption, training.seed, args.pictures)
+    frontier = Frontier(
+        folder, original, pictures.rows, reader, eval_corruption, training.seed, args.pictures, args.show_forgotten
+    )
     runs = Comparison(
         folder, lambda: load_original(path, args.generation), original, processor, pictures, training, corruption,
         max(args.measure_at), frontier.measure, noise_maker(pictures.forget, reader, args.noise_rank, training.seed),

@@ -7,8 +7,8 @@ original, as `name=folder`, stand side by side. Each is measured under every T o
 sets, with every network of --features, which sees whole pictures and the hole alone. On several processes each takes its share.
 
 The output folder gets results.json (figures, each with how it was measured), results.csv, table.md and pictures. A finished
-figure is written at once, and a broken-off evaluation goes on when the command is given again. One unlearned folder also gets
-the section "Metrics" in its card. Without options it measures what the demo left behind, in a minute or two.
+figure is written at once, and a broken-off evaluation goes on when the command is given again. The folder that is measured and
+its card stay as they are, unless --update_card true. Without options it measures what the demo left behind, in a minute or two.
 """
 
 import argparse
@@ -76,8 +76,9 @@ class Arguments(SplitArguments):
             f"model's, of {', '.join(ABLATIONS)}."
         },
     )
-    card: bool = field(
-        default=True, metadata={"help": "Add the figures to the card, where one folder with a card is measured."}
+    update_card: bool = field(
+        default=False,
+        metadata={"help": "Put the figures into the folder of the run too, and into its card, where one is measured."},
     )
     output_dir: str = field(default="evaluated", metadata={"help": "Folder for the figures."})
     seed: int = field(default=0, metadata={"help": "Fixes T and generation."})

@@ -6,8 +6,8 @@
 It completes held-out pictures under every T of --corruptions with the original, with the mean colour of what is visible, by
 biharmonic inpainting and with further checkpoints (--models never_saw=FOLDER), and says whether the original beats the trivial
 ones. With --forget_classes (and --retain_classes) both sets are measured apart. The output folder gets table.md, results.json,
-results.csv and pictures; the card in the model's folder a section "Against trivial completions". A broken-off measurement goes
-on. Without options it measures the embedded original of digits, in a few seconds.
+results.csv and pictures; with --update_card true the card in the model's folder gets a section "Against trivial completions". A
+broken-off measurement goes on. Without options it measures the embedded original of digits, in a few seconds.
 """
 
 from dataclasses import dataclass, field
@@ -58,7 +58,9 @@ class Arguments(SplitArguments):
     pictures: int = field(
         default=4, metadata={"help": "Pictures per set in the grid of completions, one grid per T; 0 = none."}
     )
-    card: bool = field(default=True, metadata={"help": "Add the figures to the card in the model's folder, if there is one."})
+    update_card: bool = field(
+        default=False, metadata={"help": "Add the figures to the card in the model's folder, if there is one."}
+    )
     output_dir: str = field(default="evaluated-original", metadata={"help": "Folder for the figures."})
     seed: int = field(default=0, metadata={"help": "Fixes T and generation."})
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})

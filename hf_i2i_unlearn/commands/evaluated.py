@@ -10,12 +10,13 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.feature_loaders import load_features
 from ..evaluation.features import hash_weights
 from ..experiments.measurement import Cells, draw_completions, plan_of, write_results
-from ..experiments.unlearned import Ablations, card_results, card_tables, draw_crops, draw_maps, result_tables
+from ..experiments.unlearned import Ablations, card_results, card_summary, card_tables, draw_crops, draw_maps, result_tables
 from ..markdown import tables as markdown
 from ..models.auto import DEMOS, family_options, load_model
 from ..models.base import I2IModel
 from ..models.patches import merge
 from ..reporting.model_card import write_section
+from ..reporting.plots import to_show
 from ..reporting.run_folder import METRICS, TRAINING_METRICS, RunFolder
 from .cli import command_line
 from .evaluate import ABLATIONS, first_run, named
@@ -28,10 +29,11 @@ FREE = {
     "output_dir",
     "batch_size",
     "pictures",
+    "show_forgotten",
     "tsne",
     "figures",
     "use_cpu",
-    "card",
+    "update_card",
 }
 
 
@@ -73,7 +75,7 @@ def run_evaluation(args, runs: dict[str, dict]) -> None:
     made = draw(args, {"original": original} | models, reader, rows, plan, networks, found, runs)
     page = write(args, found, splits, runs)
     print(f"\n{page}\n\nIn {args.output_dir}: results.json, results.csv, table.md{''.join(f', {m}' for m in made)}.")
-    if args.card and len(paths) == 1:
+    if args.update_card and len(paths) == 1:
         write_card_section(args, next(iter(paths.values())), found, splits, first_run(runs))
 
 
@@ -113,7 +115,7 @@ def load_models(args, paths: dict[str, str], runs: dict[str, dict], device) -> t
 def draw(args, models, reader, rows, plan, networks, found, runs) -> list[str]:
     """Completion grids, t-SNE, metrics against crop ratio and against options of runs; the names of the files."""
     folder = args.output_dir
-    made = draw_completions(folder, plan, models, reader, rows, args.pictures, args.seed)
+    made = draw_completions(folder, plan, models, reader, to_show(rows, args.pictures, args.show_forgotten), args.seed)
     if args.tsne and networks:
         corruption = next(iter(plan.values()))[0]
         made += draw_maps(folder, corruption, models, reader, rows, networks[0], args.regions, args.tsne, args.seed)
@@ -148,7 +150,8 @@ def write_card_section(args, folder: str, found: dict, splits: Splits, run: dict
         which = "training pictures: the forget set here is of those that were to be forgotten"
     text = f"Measured by `recipes/evaluate.py` after training, on {which}. A blank hole is the floor."
     results = card_results(found, splits.description["dataset"], where)
-    kept.write_evaluation(section, card_tables(found), text, command_line("recipes/evaluate.py", private(args)), results)
+    command = command_line("recipes/evaluate.py", private(args))
+    kept.write_evaluation(section, card_tables(found), text, command, results, card_summary(found))
     write_section(folder, section)
     print(f"The card of {folder} has them as well.")
 

@@ -20,11 +20,23 @@ from ..models.auto import DEMOS
 from ..models.base import I2IModel
 from ..originals.quality import against_trivial, load_original
 from ..reporting.model_card import update_card
+from ..reporting.plots import to_show
 from ..reporting.run_folder import RunFolder
 from .cli import command_line
 from .words import parse_corruption
 
-FREE = ("models", "trivial", "corruptions", "output_dir", "batch_size", "pictures", "use_cpu", "card", "streaming")
+FREE = (
+    "models",
+    "trivial",
+    "corruptions",
+    "output_dir",
+    "batch_size",
+    "pictures",
+    "show_forgotten",
+    "use_cpu",
+    "update_card",
+    "streaming",
+)
 
 
 def run_measurement(args) -> None:
@@ -66,7 +78,7 @@ def run_measurement(args) -> None:
     found = Cells(args.output_dir, evaluator, plan, rules | models, weights, weights["original"]).measure()
     if accelerator.is_main_process:
         shown = {"original": original} | rules | models
-        draw_completions(args.output_dir, plan, shown, reader, rows, args.pictures, args.seed)
+        draw_completions(args.output_dir, plan, shown, reader, to_show(rows, args.pictures, args.show_forgotten), args.seed)
         write(args, found, rows, description)
 
 
@@ -134,7 +146,7 @@ def write(args, found: dict, rows: dict[str, list], description: str) -> None:
     page = f"# {Path(args.model).name}: {SECTION.lower()}\n\n{text}\n\n{command}"
     write_results(args.output_dir, found, page, description=description, against_trivial=verdicts)
     print(f"\n{text}\n\nIn {args.output_dir}: table.md, results.json, results.csv.")
-    if args.card and RunFolder(args.model).card.is_file():
+    if args.update_card and RunFolder(args.model).card.is_file():
         update_card(args.model, SECTION, f"{text}\n\n{command}", card_results(found, args.dataset))
         print(f"The card of {args.model} has them in '{SECTION}'.")
 

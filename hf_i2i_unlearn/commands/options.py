@@ -134,6 +134,9 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
         },
     )
     pictures: int = field(default=4, metadata={"help": "Pictures per set in the before/after grid; 0 = no grid."})
+    verbose: bool = field(
+        default=False, metadata={"help": "Print every number that is logged, as dictionaries. log.jsonl keeps them anyway."}
+    )
 
     # A patch instead of a checkpoint
     lora: bool = field(

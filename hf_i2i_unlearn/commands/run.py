@@ -26,13 +26,14 @@ from ..models.base import I2IModel
 from ..models.patches import add_patch, load_patches, merge, original_of
 from ..reporting.hub import check_access
 from ..reporting.model_card import inherited_license, write_card
-from ..reporting.plots import completion_grid
+from ..reporting.plots import completion_grid, to_show
 from ..reporting.request import details, headline
-from ..reporting.run_folder import PICTURE, RunFolder, refuse_full_folder
+from ..reporting.run_folder import PICTURE, REQUEST, RunFolder, refuse_full_folder
 from ..training.config import UnlearningConfig, check_options
 from ..training.trainer import UnlearningTrainer
 from .certificate import certify, require, write_record
 from .cli import command_line
+from .console import LOG, speak, write_log
 from .erasing import erasing
 from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
@@ -189,6 +190,7 @@ class Run:
             metrics=self.metrics,
             **more,
         )
+        speak(trainer, self.args.verbose)
         if self.args.merge and trainer.is_fsdp_enabled:
             raise InputError("--merge does not go with FSDP; leave it out, and merge the patch afterwards.")
         return trainer
@@ -257,9 +259,8 @@ def _measure(run: Run, trainer) -> dict:
 
 
 def _draw(run: Run) -> None:
-    """The grid of pictures before and after, `args.pictures` of each set."""
-    models, count = {"before": run.original, "after": run.model}, run.args.pictures
-    shown = {name: rows[:: max(1, len(rows) // count)][:count] for name, rows in run.rows.items()}
+    """The grid of pictures before and after, `args.pictures` of each set that may be shown."""
+    models, shown = {"before": run.original, "after": run.model}, to_show(run.rows, run.args.pictures, run.args.show_forgotten)
     grid = {name: completions(models, run.reader.plain, run.eval_corruption, rows) for name, rows in shown.items()}
     completion_grid(grid, RunFolder(run.training.output_dir).picture)
 
@@ -269,6 +270,7 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, request: dict
     folder = RunFolder(run.training.output_dir)
     folder.write_options(run.args, run.training, leave_out=run.args.private)
     folder.write_figures(result, bound)
+    write_log(folder.path, trainer.state.log_history)
     name = run.training.hub_model_id if run.training.push_to_hub else folder.name
     folder.write_record(
         model_facts(
@@ -291,8 +293,10 @@ def _document(run: Run, trainer, result: dict, bound: dict | None, request: dict
             "command": command,
             "erasure": run.erasure,
             "metrics": {metric.name: metric.title for metric in run.metrics},
+            "show_forgotten": run.args.show_forgotten,
         }
     )
+    folder.make_portable()
     write_record(folder, request)
     write_card(folder.path)
 
@@ -305,5 +309,6 @@ def _report(run: Run, result: dict, bound: dict | None, request: dict) -> None:
         found = f"distance {bound['retain_distance']:.4g} on evaluation pictures, bound {bound['bound']:g}"
         print(f"\nThe retain bound {word}: {found}.")
     what = "patch" if run.model.patch else "checkpoint"
-    picture = f" and {PICTURE}" if run.args.pictures else ""
-    print(f"\n{markdown_table(result)}\n\nIn {run.training.output_dir}: the {what}, its card (README.md){picture}.")
+    picture = f", {PICTURE}" if run.args.pictures else ""
+    print(f"\n{markdown_table(result)}\n")
+    print(f"In {run.training.output_dir}: the {what}, its card (README.md){picture}, the record ({REQUEST}), and {LOG}.")

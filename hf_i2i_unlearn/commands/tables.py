@@ -70,7 +70,8 @@ class Arguments(Effort, ObjectiveArguments, SplitArguments):
 
 
 # Options that add runs and leave the others as they are.
-FREE = {"methods", "eval_corruptions", "select_by", "batch_size", *(f.name for f in fields(Effort))} - {"measure_at"}
+FREE = {"methods", "eval_corruptions", "select_by", "batch_size", "show_forgotten"}
+FREE |= {f.name for f in fields(Effort)} - {"measure_at"}
 
 
 def check(args: Arguments) -> None:

@@ -72,6 +72,6 @@ def main() -> None:
     for name, result in results.items():
         figures = result[args.eval_split]
         lines.append([name, f"{figures['mse']:.3f}", "" if name == "no level" else f"{figures['drift']:.4f}"])
-    print(table(["noise's representation in", "hole MSE", "moved by"], lines))
+    print(table(["noise's representation in", "hole error", "moved by"], lines))
     if args.features:
         print("\n" + original_table(results, args.eval_split))

@@ -7,8 +7,9 @@ certified. The pictures are given again, in the way they were asked for: a recor
 against those hashes, the weights against the certified ones, and every picture gets its verdict anew. It works for a
 checkpoint, a patch, a merged model, and a model that somebody has trained further.
 
-The output folder gets verified.json and verified.html. Exit status 0: the request holds. 3: fewer pictures than
---require_forgotten are forgotten, or the pictures are not those of the request. 2: bad input.
+One line says yes or no, and how many pictures of how many. The output folder gets verified.json and verified.html with what
+stands behind it. Exit status 0: the request holds. 3: fewer pictures than --require_forgotten are forgotten, or the pictures
+are not those of the request. 2: bad input.
 """
 
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..data.options import SplitArguments
 from ..errors import InputError, NotForgotten
+from ..places import check_places
 from .cli import find_config, parse
 from .options import check_required
 
@@ -40,6 +42,7 @@ class VerifyArguments(SplitArguments):
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures per pass."})
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})
+    verbose: bool = field(default=False, metadata={"help": "Print what stands behind the line as well."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,18 +51,20 @@ class VerifyArguments(SplitArguments):
 
 def main() -> None:
     args, run = read_arguments(sys.argv[1:])
-    from ..reporting.request import details, headline
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..reporting.request import answer, details
     from .certificate import verify, write_verified
 
+    disable_progress_bar()  # of loading
     found = verify(args, run)
     write_verified(Path(args.output_dir), found)
-    print("\n".join([headline(found), *details(found), *found["checks"]]))
-    print(f"\nIn {args.output_dir}: verified.json and verified.html.")
-    share = found["honoured"]["share"] or 0
-    if not found["certified"] or share < args.require_forgotten:
-        raise NotForgotten(
-            f"The request does not hold: {headline(found)} --require_forgotten asks for a share of {args.require_forgotten:g}."
-        )
+    holds = found["certified"] and (found["honoured"]["share"] or 0) >= args.require_forgotten
+    print(answer(found, holds))
+    if args.verbose:
+        print("\n".join([*details(found), *found["checks"], f"In {args.output_dir}: verified.json and verified.html."]))
+    if not holds:
+        raise NotForgotten
 
 
 def read_arguments(argv) -> tuple[VerifyArguments, dict]:
@@ -93,6 +98,7 @@ def read_arguments(argv) -> tuple[VerifyArguments, dict]:
     asked = {word.split("=")[0].lstrip("-") for word in argv if word.startswith("--")} | options.keys()
     known = {f.name for f in fields(SplitArguments)} - {"streaming", "retain_per_class", "proxy_classes", "proxy_dataset"}
     inherited = {k: v for k, v in run.items() if k in known - (ways if asked & ways else set()) and k not in asked}
+    check_places(inherited, inherited, folder.path)
     words = []
     for name, value in inherited.items():
         if value is not None:

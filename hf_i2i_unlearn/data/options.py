@@ -98,6 +98,13 @@ class SplitArguments(SourceArguments):
             "people concerned, so otherwise there is a count, and of files and rows a hash, by which they can be checked."
         },
     )
+    show_forgotten: bool = field(
+        default=False,
+        metadata={
+            "help": "Show pictures of the forget set, and completions of them, in what is drawn: grids, card and report. "
+            "Otherwise the retain set alone is shown."
+        },
+    )
 
     def __post_init__(self):
         if not 0 <= self.hold_out < 1:

@@ -47,7 +47,7 @@ class Metric(abc.ABC):
 class HoleError(Metric):
     """Mean squared error in the hole, normalised units."""
 
-    name, title, unit = "mse", "hole MSE", False
+    name, title, unit = "mse", "hole error", False
 
     def __call__(self, completed, truth, hole):
         return hole_mse(completed, truth, hole)

@@ -78,7 +78,7 @@ def feature_tables(results: dict[str, dict], title: str = "") -> list[dict]:
     """
     found, first = [], next(iter(results.values()))
     for place, how in enumerate(first["retain"].get("features", ())):
-        keys = [key for key in SCORES if key in how]
+        keys = [key for key in SCORES if key in how and not (key == "fid" and how["few_samples"])]
         head = ["model", *(f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget"))]
         rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
         lines = []
@@ -92,21 +92,28 @@ def feature_tables(results: dict[str, dict], title: str = "") -> list[dict]:
 def describe_scores(how: dict) -> str:
     """One line on how the figures of a row of "features" were measured."""
     seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
-    few = "; **fewer pictures than dimensions, FID is biased upwards**" if how["few_samples"] else ""
+    few = (
+        " No Frechet distance is given, for it means nothing with fewer pictures than dimensions." if how["few_samples"] else ""
+    )
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
         f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, "
-        f"{how['count']} pictures per set{few}."
+        f"{how['count']} pictures per set.{few}"
     )
 
 
 def feature_rows(found: dict[str, dict[str, dict]]) -> list[dict]:
-    """{T: {model: result}} as flat rows: one per T, model, set, network and region, with all its figures."""
+    """{T: {model: result}} as flat rows: one per T, model, set, network and region, with all its figures.
+
+    A Frechet distance of fewer pictures than dimensions is none of them.
+    """
     rows = []
     for corruption, results in found.items():
         for model, result in results.items():
             for which, figures in result.items():
                 base = {"corruption": corruption, "model": model, "set": which, "network": "", "region": ""}
                 base |= {k: v for k, v in figures.items() if k != "features"}
-                rows += [base | {k: v for k, v in how.items() if k != "input"} for how in figures.get("features", [{}])]
+                for how in figures.get("features", [{}]):
+                    few = how.get("few_samples", False)
+                    rows.append(base | {k: v for k, v in how.items() if k != "input" and not (few and k.endswith("fid"))})
     return rows

@@ -11,7 +11,7 @@ from ..evaluation.completions import completions
 from ..evaluation.evaluator import Evaluator
 from ..methods.corruptions import Corruption
 from ..models.base import I2IModel
-from ..reporting.plots import completion_grid, frontier
+from ..reporting.plots import completion_grid, frontier, to_show
 from ..storage import write_json, write_text
 from .comparison import best_points, comparison_table, flat_sets
 
@@ -33,9 +33,10 @@ class Frontier:
         corruption: Corruption,
         seed: int,
         pictures: int,
+        show_forgotten: bool = False,
     ):
         self.folder, self.original, self.reader, self.corruption = folder, original, reader, corruption
-        self.shown = {name: r[:: max(1, len(r) // pictures)][:pictures] for name, r in rows.items()}
+        self.sets, self.shown = list(rows), to_show(rows, pictures, show_forgotten)
         self.evaluator = Evaluator(original, rows, reader, corruption, seed=seed, keep_original=True)
 
     def measure(self, model, setting, step, what) -> dict[str, float]:
@@ -58,7 +59,7 @@ class Frontier:
     def write(self, points: list[dict], methods: list[str], tolerance: float, command: str) -> str:
         """Write results.csv, results.json, table.md, frontier.png and before_after.png; returns the table."""
         table, best = comparison_table(points, tolerance, methods=methods), best_points(points, tolerance, methods)
-        before = {f"{n}_{k}": points[0][f"{n}_original_{k}"] for n in self.shown for k in ("mse", "psnr")}
+        before = {f"{n}_{k}": points[0][f"{n}_original_{k}"] for n in self.sets for k in ("mse", "psnr")}
         with open(self.folder / "results.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, list(points[0]))
             writer.writeheader()
@@ -73,5 +74,6 @@ class Frontier:
                 saved = load_file(self._file(point["run"], point["steps"]))
                 for name in grid:
                     grid[name][method] = saved[name]
-        completion_grid(grid, self.folder / "before_after.png")
+        if grid:
+            completion_grid(grid, self.folder / "before_after.png")
         return table

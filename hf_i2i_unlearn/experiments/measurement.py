@@ -13,6 +13,7 @@ from ..evaluation.completions import completions
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.tables import feature_rows
 from ..methods.corruptions import Corruption
+from ..places import without_absolute
 from ..reporting.plots import completion_grid
 from ..reporting.run_folder import RESULTS
 from ..storage import kept, read_kept, write_json, write_text
@@ -70,12 +71,12 @@ def some(rows: dict[str, list], count: int) -> dict[str, list]:
 
 
 @torch.no_grad()
-def draw_completions(folder, plan: dict, models: dict, reader: ImageReader, rows: dict, count: int, seed: int) -> list[str]:
-    """A grid of completions per T, of `count` pictures a set; the names of the files."""
+def draw_completions(folder, plan: dict, models: dict, reader: ImageReader, rows: dict, seed: int) -> list[str]:
+    """A grid of completions per T, of the rows that `plots.to_show` gives; the names of the files."""
     made = []
     for what, (corruption, crossed) in plan.items():
-        if count and not crossed:
-            grid = {n: completions(models, reader, corruption, r, seed) for n, r in some(rows, count).items()}
+        if rows and not crossed:
+            grid = {n: completions(models, reader, corruption, r, seed) for n, r in rows.items()}
             made.append(f"completions-{what.replace(':', '-')}.png")
             completion_grid(grid, Path(folder) / made[-1])
     return made
@@ -84,9 +85,9 @@ def draw_completions(folder, plan: dict, models: dict, reader: ImageReader, rows
 def write_results(folder, found: dict, page: str, **more) -> None:
     """Write table.md (the page), results.json and results.csv. found: see `Cells.measure`. more: for results.json."""
     folder = Path(folder)
-    write_text(folder / "table.md", page + "\n")
+    write_text(folder / "table.md", without_absolute(page, folder) + "\n")
     made_with = {p: version(p) for p in ("torch", "transformers", "diffusers", "datasets")}
-    write_json(folder / RESULTS, {"results": found, "made_with": made_with} | more)
+    write_json(folder / RESULTS, {"results": found, "made_with": made_with} | without_absolute(more, folder))
     rows = feature_rows(found)
     with open(folder / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)))

@@ -13,7 +13,7 @@ from .tuning import CROSSED, Tuning
 
 # The panels of a figure of curves.
 METRICS = {
-    "mse": "hole MSE",
+    "mse": "hole error",
     "drift": "drift",
     "fid": "Frechet distance",
     "inception_score": "Inception score",

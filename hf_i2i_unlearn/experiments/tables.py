@@ -21,7 +21,7 @@ KEYS = ("mse", "psnr", "drift", *SCORES)
 RATIOS = ("mse", "fid")  # given as multiples of the original's too
 
 
-HEADS = {"mse": "hole MSE", "psnr": "PSNR", "drift": "drift"}
+HEADS = {"mse": "hole error", "psnr": "PSNR", "drift": "drift"}
 
 
 def halves(rows: dict[str, list]) -> dict[str, list]:

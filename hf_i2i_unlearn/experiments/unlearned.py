@@ -1,11 +1,13 @@
 """What a measurement of unlearned checkpoints draws and tabulates: maps, curves, ablations, and the section of a card."""
 
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import EvalResult
 
 from ..evaluation.completions import embeddings
-from ..evaluation.tables import before_after, feature_rows, feature_tables
+from ..evaluation.metrics import BUILT_IN, Metric
+from ..evaluation.tables import added, before_after, feature_rows, feature_tables, text_of, title_of_metric
 from ..reporting.plots import embedding_map, metric_curves
 from .measurement import CROSSED, some
 
@@ -45,7 +47,7 @@ class Ablations:
         lines = []
         for place, (network, region) in enumerate(dict.fromkeys((r["network"], r["region"]) for r in rows)):
             here = [r for r in rows if (r["network"], r["region"]) == (network, region)]
-            for key, title in (({} if place else {"mse": "hole MSE"}) | METRICS).items():
+            for key, title in (({} if place else {"mse": "hole error"}) | METRICS).items():
                 where = f" ({network}, {region})" if key != "mse" else ""
                 for which in ("retain", "forget"):
                     at = {r["model"]: r.get(key) for r in here if r["set"] == which}
@@ -71,7 +73,7 @@ def curves(rows: list[dict], x: str, folder, label: str, log: bool = False) -> l
     for network, region in dict.fromkeys((r["network"], r["region"]) for r in rows):
         chosen = [r for r in rows if (r["network"], r["region"]) == (network, region)]
         name = f"{x}-{network.replace('/', '-').replace(' ', '-')}-{region}.png" if network else f"{x}.png"
-        metric_curves(chosen, x, {"mse": "hole MSE"} | METRICS, Path(folder) / name, label, log)
+        metric_curves(chosen, x, {"mse": "hole error"} | METRICS, Path(folder) / name, label, log)
         made.append(name)
     return made
 
@@ -121,6 +123,39 @@ def card_tables(found: dict[str, dict[str, dict]]) -> list[dict]:
         result = next(iter(results.values()))
         tables += [before_after(result, title=what), *feature_tables({"this model": result}, what)]
     return tables
+
+
+LINES = 10  # of the table in a card; evaluation.md has the rest
+
+
+def card_summary(found: dict[str, dict[str, dict]]) -> dict:
+    """The table of ten lines at most that a card shows of the one model that was measured: sets before and after.
+
+    The first T and what the first network makes of it come first, then the hole error under the other T.
+    """
+    rows, (first, *others) = [], [what for what in found if not what.startswith(CROSSED)] or list(found)
+
+    def line(title, figures, key, text):
+        cells = [figures[name].get(prefix + key) for name in ("retain", "forget") for prefix in ("original_", "")]
+        if all(cell is not None for cell in cells):
+            rows.append([title, *map(text, cells)])
+
+    result = next(iter(found[first].values()))
+    metrics: dict[str, Metric] = {metric.name: metric for metric in BUILT_IN}
+    for key in [*metrics, *added(result)]:
+        line(f"{title_of_metric(key, metrics)}, {first}", result, key, partial(text_of, key, metrics=metrics))
+    features = {name: result[name].get("features", []) for name in ("retain", "forget")}
+    network = features["retain"][0]["network"] if features["retain"] else None
+    for place, how in enumerate(features["retain"]):
+        if how["network"] == network:
+            seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
+            for key in ("fid", "similarity", "accuracy"):
+                if not (key == "fid" and how["few_samples"]):
+                    line(f"{METRICS[key]}, {seen}, {first}", {n: f[place] for n, f in features.items()}, key, "{:.3g}".format)
+    for what in others:
+        line(f"{metrics['mse'].title}, {what}", next(iter(found[what].values())), "mse", metrics["mse"].text)
+    head = ["what was measured", "retain before", "after", "forget before", "after"]
+    return {"title": "", "caption": "", "head": head, "rows": rows[:LINES]}
 
 
 def card_results(found: dict, dataset: str, where: str = "") -> list[EvalResult]:

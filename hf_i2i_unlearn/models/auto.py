@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 
 from ..demo import DEMOS
 from ..errors import InputError
+from ..places import resolved
 from .base import HUB, PATCHES_FILE, I2IModel
 from .patches import load_patches
 
@@ -130,7 +131,8 @@ def split_patch(path: str, **hub) -> tuple[str, list[str]]:
     original = config.get("base_model_name_or_path")
     if not original:
         raise InputError(f"The patch '{path}' does not name its original (base_model_name_or_path in adapter_config.json).")
-    return original, [*(config_file(path, PATCHES_FILE, **hub) or []), str(path)]
+    below = config_file(path, PATCHES_FILE, **hub) or []
+    return resolved(original, path), [*(resolved(patch, path) for patch in below), str(path)]
 
 
 def config_file(path: str, name: str, **hub):

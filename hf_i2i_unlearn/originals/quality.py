@@ -50,7 +50,7 @@ def original_table(results: dict[str, dict], which: str) -> str:
         places = [i for i, how in enumerate(first.get("features", ())) if how["network"] == network]
         columns = [(key, place) for key in TITLES for place in places if key in first["features"][place]]
         heads = [f"{title_of(key, first['features'][place])}, {first['features'][place]['region']}" for key, place in columns]
-        lines = [f"| {network or ''} | {' | '.join(['hole MSE', 'PSNR', *heads])} |", "|---" * (len(heads) + 3) + "|"]
+        lines = [f"| {network or ''} | {' | '.join(['hole error', 'PSNR', *heads])} |", "|---" * (len(heads) + 3) + "|"]
         for name, prefix in REFERENCES.items():
             values = [first["features"][place].get(prefix + key) for key, place in columns]
             if columns:
@@ -93,7 +93,7 @@ def against_trivial(results: dict[str, dict], which: str, original: str = "origi
         closer = 1 - GAPS[key](value) / gap[best] if gap[best] else float(np.sign(gap[best] - GAPS[key](value)))
         rows.append({"figure": figure, "original": value, "trivial": others[best], "by": best, "closer": closer})
 
-    add("hole MSE", "mse", mine["mse"], {name: f["mse"] for name, f in trivial.items()})
+    add("hole error", "mse", mine["mse"], {name: f["mse"] for name, f in trivial.items()})
     for place, how in enumerate(mine.get("features", ())):
         for key in ("fid", "similarity", "accuracy"):
             if key in how:

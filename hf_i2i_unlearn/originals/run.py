@@ -104,6 +104,6 @@ def measure(model, rows, corruptions, processor, args, trainer) -> dict:
         )
         result = evaluator(model)[args.eval_split]
         figures[str(corruption)] = {k: result[k] for k in ("count", "mse", "psnr")}
-        found = f"hole MSE {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB"
+        found = f"hole error {result['mse']:.3f}, PSNR {result['psnr']:.1f} dB"
         print(f"{corruption}: {found} on {result['count']} {args.eval_split} pictures")
     return figures

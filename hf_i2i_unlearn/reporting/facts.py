@@ -16,12 +16,13 @@ A record (run.json) holds plain values under these names:
 Names of what was to be forgotten are in it only where `--card_names true` says so.
 """
 
+from .plain import called
+
 MEANINGS = {
     "mse": "mean squared error in the hole, normalised units",
     "psnr": "PSNR in the hole, dB, mean over pictures (pixels clipped to [0, 1])",
     "drift": "mean squared difference in the hole between the model's completion and the original model's, normalised units",
 }
-ASKED = ("dataset", "forget set", "retain set")  # the rows that say what was asked; the others say what was done
 KEPT = {"best": "the one with the lowest objective on the evaluation pictures", "last": "the last"}
 
 
@@ -34,7 +35,7 @@ def facts(record: dict, bound: dict | None = None, mark: str = "") -> dict[str, 
     method, r = record["method"], record
     details = "; ".join(word for word in (method["summary"], method["options"]) if word)
     return {
-        "dataset": r["dataset"],
+        "dataset": called(r["dataset"]),
         "forget set": f"{r['forget']} ({r['forget_size']} pictures)",
         "retain set": f"{r['retain']}; available for training: {r['retain_availability']} ({r['retain_size']} pictures)",
         "method": f"{mark}{method['name']}{mark} ({method['source']}): {details}",
@@ -61,6 +62,27 @@ def _erased(erasure: dict | None) -> dict[str, str]:
     }
 
 
+def asked(record: dict, request: dict) -> dict[str, str]:
+    """{name of a row: its text} on what was asked, for readers of a page; one of the two may be {}."""
+    total = request.get("total") or record.get("forget_size")
+    identity = request.get("identity") or {}
+    rows = {
+        "pictures to be forgotten": str(total) if total else None,
+        "named as": request.get("asked") or record.get("forget"),
+        "of the collection": called(request.get("dataset") or record["dataset"]),
+        "fingerprint of the request": identity.get("forget"),
+        "judged on": request.get("date"),
+    }
+    if record:
+        rows["to be completed as before"] = f"{record['retain']} ({record['retain_size']} pictures)"
+    return {name: text for name, text in rows.items() if text}
+
+
+def done(record: dict, bound: dict | None = None) -> dict[str, str]:
+    """The rows of `facts` on what was done, for engineers."""
+    return {name: text for name, text in facts(record, bound).items() if name not in ("dataset", "forget set", "retain set")}
+
+
 def describe_bound(bound: dict) -> str:
     """Half a sentence on what `UnlearningTrainer.bound_report` found."""
     verdict = "holds" if bound["holds"] else "is broken"
@@ -75,21 +97,23 @@ def versions(record: dict) -> str:
     return ", ".join(f"{package} {number}" for package, number in record["versions"].items())
 
 
-def before_after(figures: dict, error: str = "hole MSE", titles: dict[str, str] | None = None) -> dict:
+def before_after(figures: dict, error: str = "hole error", titles: dict[str, str] | None = None, plain: bool = False) -> dict:
     """{"head", "rows"}: what `Evaluator` measured of both sets, before and after.
 
     Args:
         error: what the mean squared error is called. titles: of further metrics, by their name in `figures`.
+        plain: leave out PSNR, which says of the same completions what the error says.
     """
     sets = {name: figures[name] for name in ("retain", "forget") if name in figures}
     known = ("mse", "psnr")
     more = [k for k in next(iter(sets.values()), {}) if f"original_{k}" in next(iter(sets.values())) and k not in known]
-    head = ["set", "pictures", f"{error} before", "after", "PSNR before", "after"]
+    head = ["set", "pictures", f"{error} before", "after", *([] if plain else ["PSNR before", "after"])]
     for name in more:
         head += [f"{(titles or {}).get(name, name)} before", "after"]
     rows = []
     for name, f in sets.items():
-        cells = [f"{f['original_mse']:.3f}", f"{f['mse']:.3f}", f"{f['original_psnr']:.1f} dB", f"{f['psnr']:.1f} dB"]
+        cells = [f"{f['original_mse']:.3f}", f"{f['mse']:.3f}"]
+        cells += [] if plain else [f"{f['original_psnr']:.1f} dB", f"{f['psnr']:.1f} dB"]
         cells += [f"{f[key]:.3g}" for other in more for key in (f"original_{other}", other)]
         rows.append([name, str(f["count"]), *cells, f"{f['drift']:.3f}"])
     return {"head": [*head, "drift"], "rows": rows}

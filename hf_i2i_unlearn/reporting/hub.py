@@ -11,13 +11,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
 from ..errors import InputError
-from .run_folder import CARD, OPTIONS
+from .run_folder import CARD, EVALUATION_PAGE, OPTIONS
 
 logger = logging.getLogger(__name__)
 
 
 # Weights, configs, processor, code of a model that brings its own, tokenizers of a pipeline, card, pictures, options, figures.
-PUSHED = ["*.safetensors", "*.json", "*.py", "*/*.txt", CARD, "*.png", OPTIONS]
+PUSHED = ["*.safetensors", "*.json", "*.py", "*/*.txt", CARD, EVALUATION_PAGE, "*.png", OPTIONS]
 
 
 NOT_PUSHED = ["checkpoint-*", "training_args.json"]

@@ -12,6 +12,18 @@ from ..errors import InputError
 SET_COLOURS = {"retain": "#0072B2", "forget": "#D55E00"}  # Okabe-Ito, told apart by colour-blind readers
 
 
+STAGES = {"image": "picture", "T(x)": "what is seen"}  # what stands above a column, where that is not its name
+
+
+def to_show(rows: dict[str, list], count: int, show_forgotten: bool) -> dict[str, list]:
+    """Up to `count` rows of each set for a grid, evenly spread; those of the forget set only where that was asked for.
+
+    All that is drawn of pictures comes by here: nothing of a picture that was taken down leaves by accident.
+    """
+    shown = {name: some for name, some in rows.items() if show_forgotten or name != "forget"}
+    return {name: some[:: max(1, len(some) // count)][:count] for name, some in shown.items()} if count else {}
+
+
 def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
     """Draw the before/after grid (Fig. 3 of the paper): a row per picture, a column per stage.
 
@@ -43,7 +55,7 @@ def completion_grid(sets: dict[str, dict[str, torch.Tensor]], path) -> None:
             line[0].set_ylabel(name, color=SET_COLOURS.get(name, "#000000"), fontsize=11, fontweight="bold")
         if beside or name == next(iter(sets)):
             for axis, stage in zip(axes[0], stages):
-                axis.set_title(stage, fontsize=10)
+                axis.set_title(STAGES.get(stage, stage), fontsize=10)
     _save(figure, path)
 
 
@@ -69,7 +81,9 @@ def method_styles(names) -> dict[str, tuple[str, str]]:
     return known | dict(zip(others, zip(itertools.cycle(MORE_COLOURS), itertools.cycle(MORE_MARKERS))))
 
 
-def frontier(points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole MSE") -> None:
+def frontier(
+    points: list[dict], original: dict, path, tolerance: float, figure: str = "mse", title: str = "hole error"
+) -> None:
     """Draw forgetting against what it cost on retain, one line per method through its best points, on logarithmic axes.
 
     Left both are multiples of the original model's figure: who changes both sets alike lies on the diagonal, by any method.

@@ -13,6 +13,8 @@ A record of a request holds, beside the verdicts as `audit.picture_verdicts.Judg
     certified, reason        whether the run may vouch for its verdicts, and if not why
 """
 
+from .plain import hidden
+
 ORDER = ("still completed", "in part", "as if never seen", "cannot be completed", "nothing to complete")
 HONOURED, IN_PART, NOT, UNKNOWN = "honoured", "honoured in part", "not honoured", "not certified"
 STATUS_CLASSES = {HONOURED: "good", IN_PART: "middling", NOT: "bad", UNKNOWN: "bad"}
@@ -38,6 +40,15 @@ def headline(request: dict) -> str:
     return f"The request was honoured in part: {found['count']} of {found['of']} pictures can no longer be completed."
 
 
+def answer(request: dict, holds: bool) -> str:
+    """Yes or no, in one line. holds: whether enough pictures are forgotten."""
+    word, found = "Yes" if holds else "No", request["honoured"]
+    if not request["certified"]:
+        return f"{word}: {request['reason']}."
+    changed = [line for line in request.get("checks", []) if line.startswith("The weights are not those")]
+    return f"{word}: {found['count']} of {found['of']} pictures can no longer be completed." + "".join(f" {x}" for x in changed)
+
+
 def all_of(count: int) -> str:
     return f"all {count} pictures" if count != 1 else "the one picture"
 
@@ -56,8 +67,8 @@ def details(request: dict) -> list[str]:
         lines.append(f"{len(request['pictures'])} of the {request['total']} forget pictures were judged, evenly spread.")
     others, known = request["honoured_other_masks"], request["memorised"]
     if others["of"]:
-        names = ", ".join(t for t, m in request["masks"].items() if not m["trained"])
-        lines.append(f"Under masks that were not trained with ({names}): {others['count']} of {others['of']}.")
+        ways = "; ".join(hidden(t) for t, m in request["masks"].items() if not m["trained"])
+        lines.append(f"Hidden in ways that were not trained with ({ways}): {others['count']} of {others['of']}.")
     lines.append(
         f"Before unlearning, the model knew {known['count']} of {known['of']} by heart: better than 95 of 100 pictures that it "
         "never saw."

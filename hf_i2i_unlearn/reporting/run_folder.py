@@ -4,7 +4,7 @@
     run.json         the facts that card and report show
     request.json     what was asked, and whether it was honoured, picture by picture
     figures.json     what `Evaluator` measured: {set: {name: number}}
-    evaluation.json  what was measured later: tables by section of the card
+    evaluation.json  what was measured later: tables by section of the card; evaluation.md shows them all
     audit.json       parts and verdicts of an audit
     README.md        the card
 
@@ -21,6 +21,8 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..errors import InputError
+from ..markdown import tables as markdown
+from ..places import portable, portable_options, resolved_options, without_absolute
 from ..storage import (
     differences,
     kept,  # noqa: F401 (its callers of before)
@@ -30,9 +32,11 @@ from ..storage import (
 )
 
 OPTIONS, RECORD, FIGURES, EVALUATION, AUDIT = "run.yaml", "run.json", "figures.json", "evaluation.json", "audit.json"
-REQUEST = "request.json"
+REQUEST, EVALUATION_PAGE = "request.json", "evaluation.md"
 CARD, REPORT, PICTURE = "README.md", "report.html", "before_after.png"
 NETWORKS, RESULTS = "networks.json", "results.json"  # of a folder of measurements
+
+ADAPTER, BASE, PATCHES = "adapter_config.json", "base_model_name_or_path", "patches.json"  # of a patch
 
 FORMAT = 1  # of RECORD and EVALUATION; a reader refuses a newer one
 
@@ -70,7 +74,13 @@ class RunFolder:
 
     @property
     def options(self) -> dict:
-        """The options of the run: those of its recipe, and what the Trainer's differ in from their defaults."""
+        """The options of the run: those of its recipe, and what the Trainer's differ in from their defaults.
+
+        Places that were written as seen from the folder are as seen from here; see `places`.
+        """
+        return resolved_options(self._written_options(), self.path)
+
+    def _written_options(self) -> dict:
         file = self.path / OPTIONS
         return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
 
@@ -85,7 +95,7 @@ class RunFolder:
 
     def write_figures(self, figures: dict, bound: dict | None = None) -> None:
         """Keep figures; `bound` is what `UnlearningTrainer.bound_report` returned."""
-        write_json(self.path / FIGURES, figures | ({"retain_bound": bound} if bound else {}))
+        self._write(FIGURES, figures | ({"retain_bound": bound} if bound else {}))
 
     @property
     def record(self) -> dict:
@@ -98,7 +108,7 @@ class RunFolder:
 
     def write_record(self, facts: dict) -> None:
         """Keep what card and report say of the run: `reporting.facts` lists the names. Nothing secret may be among them."""
-        write_json(self.path / RECORD, {"format": FORMAT} | facts)
+        self._write(RECORD, {"format": FORMAT} | facts)
 
     @property
     def request(self) -> dict:
@@ -111,7 +121,7 @@ class RunFolder:
 
     def write_request(self, record: dict) -> None:
         """Keep it. It names no picture but by its hash, unless names were wanted."""
-        write_json(self.path / REQUEST, {"format": FORMAT} | record)
+        self._write(REQUEST, {"format": FORMAT} | record)
 
     def weight_files(self) -> dict[str, str]:
         """{file of weights, by its path in the folder: its sha256}; checkpoints aside."""
@@ -133,18 +143,28 @@ class RunFolder:
         return self._versioned(EVALUATION).get("sections", {})
 
     def write_evaluation(
-        self, section: str, tables: list[dict], text: str = "", command: str = "", results: Iterable[EvalResult] = ()
+        self,
+        section: str,
+        tables: list[dict],
+        text: str = "",
+        command: str = "",
+        results: Iterable[EvalResult] = (),
+        summary: dict | None = None,
     ) -> None:
         """Keep what was measured after the run, in place of an older measurement of the same section.
 
         Args:
             section: its title in the card: `METRICS` or `TRAINING_METRICS`, or another.
             tables: as `markdown` describes them. text: a paragraph before them. command: that measured.
-            results: for the card's metadata.
+            results: for the card's metadata. summary: the table for the card, of ten lines; the first of `tables` if None.
         """
         values = [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
         new = {"text": text, "tables": tables, "command": command, "results": values}
-        write_json(self.path / EVALUATION, {"format": FORMAT, "sections": self.evaluation | {section: new}})
+        sections = self.evaluation | {section: new | ({"summary": summary} if summary else {})}
+        self._write(EVALUATION, {"format": FORMAT, "sections": sections})
+        parts = [f"## {title}\n\n{one['text']}\n\n{markdown(one['tables'])}\n" for title, one in sections.items()]
+        page = "\n".join(["# What was measured after the run\n", *parts])
+        write_text(self.path / EVALUATION_PAGE, without_absolute(page, self.path))
 
     @property
     def audit(self) -> dict:
@@ -161,10 +181,12 @@ class RunFolder:
         Raises:
             InputError: the folder holds results of other options or networks.
         """
-        text = yaml.safe_dump(plain_options(*instances, leave_out=leave_out), sort_keys=False)
+        options = portable_options(plain_options(*instances, leave_out=leave_out), self.path)
+        text = yaml.safe_dump(options, sort_keys=False)
         wanted = yaml.safe_load(text)
         if (self.path / OPTIONS).is_file():
-            changed = differences(*({k: v for k, v in o.items() if k not in free} for o in (self.options, wanted)))
+            written = portable_options(self.options, self.path)  # of an older version as seen from here
+            changed = differences(*({k: v for k, v in o.items() if k not in free} for o in (written, wanted)))
             if networks is not None and read_json(self.path / NETWORKS) != networks:
                 changed = sorted([*changed, "networks"])
             if changed:
@@ -175,6 +197,22 @@ class RunFolder:
         if networks is not None:
             write_json(self.path / NETWORKS, networks)
         write_text(self.path / OPTIONS, text)
+
+    def make_portable(self) -> None:
+        """Take absolute paths out of the files that libraries wrote; what a patch lies on is given as seen from here."""
+        for file in sorted([*self.path.glob("*.json"), *self.path.glob("*/*.json")]):
+            if not file.relative_to(self.path).parts[0].startswith(("checkpoint-", ".")):
+                content = read_json(file)
+                new = without_absolute(content, self.path)
+                if file.name == PATCHES:
+                    new = [portable(place, self.path) for place in content]
+                elif file.name == ADAPTER and content.get(BASE):
+                    new[BASE] = portable(content[BASE], self.path)
+                if new != content:
+                    write_json(file, new)
+
+    def _write(self, name, content) -> None:
+        write_json(self.path / name, without_absolute(content, self.path))
 
     def _versioned(self, name) -> dict:
         content = read_json(self.path / name)
@@ -203,7 +241,8 @@ def refuse_full_folder(output_dir: str, resuming: bool) -> None:
 
 def write_run(path, *instances, leave_out=()) -> None:
     """Write the options of a run as YAML that `--config` reads: see `plain_options`."""
-    write_text(path, yaml.safe_dump(plain_options(*instances, leave_out=leave_out), sort_keys=False))
+    options = portable_options(plain_options(*instances, leave_out=leave_out), Path(path).parent)
+    write_text(path, yaml.safe_dump(options, sort_keys=False))
 
 
 def plain_options(*instances, leave_out=()) -> dict:

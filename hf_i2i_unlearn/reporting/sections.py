@@ -5,15 +5,25 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 from ..markdown import cell, table, tables
-from .run_folder import AUDIT
+from .run_folder import AUDIT, EVALUATION_PAGE
 
 
 def evaluation_section(content: dict) -> tuple[str, list[EvalResult]]:
     """Text and metadata of a section of evaluation.json, see `RunFolder.write_evaluation`."""
     parts = [content["text"]] if content["text"] else []
-    parts += [tables(content["tables"])] if content["tables"] else []
+    if content["tables"]:
+        shown = summary(content)
+        parts += [tables([shown])]
+        if content["tables"] != [shown]:
+            parts.append(f"All tables are in [{EVALUATION_PAGE}]({EVALUATION_PAGE}).")
     parts += [f"```bash\n{content['command']}\n```"] if content["command"] else []
     return "\n\n".join(parts), [EvalResult(**result) for result in content["results"]]
+
+
+def summary(content: dict) -> dict:
+    """The table of a section of evaluation.json that card and report show: ten lines at most."""
+    table = content.get("summary") or content["tables"][0]
+    return table | {"rows": table["rows"][:10]}
 
 
 def audit_section(audit: dict) -> tuple[str, list[EvalResult]]:
