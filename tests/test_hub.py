@@ -65,7 +65,7 @@ def folder(tmp_path):
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "before_after.png", "run.yaml", "run.json",
         "request.json", "figures.json", "modeling_x.py", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
         # not for others:
-        "training_args.json", "training_args.bin", "optimizer.pt", "request.txt", "checkpoint-5/model.safetensors",
+        "training_args.json", "training_args.bin", "log.jsonl", "optimizer.pt", "request.txt", "checkpoint-5/model.safetensors",
         "checkpoint-5/optimizer.pt", "checkpoint-5/trainer_state.json", "weights.pkl",
     ]  # fmt: skip
     for name in names:
@@ -384,7 +384,7 @@ def test_a_failed_push_leaves_a_whole_folder_and_a_command(tmp_path):
         names = {f.name for f in folder.iterdir() if f.is_file()}
         pushed = {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "README.md",
                   "before_after.png", "run.yaml", "run.json", "request.json", "figures.json"}  # fmt: skip
-        assert names == pushed | {"training_args.json"}
+        assert names == pushed | {"training_args.json", "log.jsonl"}
         assert server.files("me/unlearned-mnist-mae") == {}
         client = [str(Path(sys.executable).with_name("hf")), *shlex.split(retry)[1:]]
         subprocess.run(client, cwd=tmp_path, check=True, env=environment(server, tmp_path), capture_output=True)

@@ -65,6 +65,7 @@ def assert_whole(folder, original, without=()):
         "run.json",
         "request.json",
         "run.yaml",
+        "log.jsonl",
         "training_args.json",
     } - set(without)
     before, after = load_file(Path(original) / "model.safetensors"), load_file(folder / "model.safetensors")
@@ -129,11 +130,12 @@ def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
         "run.json",
         "request.json",
         "run.yaml",
+        "log.jsonl",
         "training_args.json",
     }
     card = (tmp_path / "one" / "README.md").read_text()
     assert (
-        f'original = ViTMAEForPreTraining.from_pretrained("{checkpoint}")' in card
+        f'original = ViTMAEForPreTraining.from_pretrained("../{Path(checkpoint).name}")' in card
         and 'from_pretrained(original, "one")' in card
     )
     more = ["--forget_classes", "ant", "--max_steps", 2, "--merge"]
@@ -147,7 +149,7 @@ def test_a_patch_and_another_on_top_of_it(checkpoint, photographs, tmp_path):
     assert changed and all(
         re.fullmatch(r"vit\.layers\.\d\.(attention\.[qkvo]_proj|mlp\.fc[12])\.weight", name) for name in changed
     )
-    assert yaml.safe_load((tmp_path / "two" / "run.yaml").read_text())["patches"] == [str(tmp_path / "one")]
+    assert yaml.safe_load((tmp_path / "two" / "run.yaml").read_text())["patches"] == ["../one"]
     bad = launch(*options(checkpoint, photographs, tmp_path / "three"), "--merge", cwd=tmp_path, check=False)
     assert bad.returncode == 2 and "error: --merge merges the adapters of --lora" in bad.stderr
 

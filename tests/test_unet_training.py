@@ -279,6 +279,7 @@ def test_a_bare_unet_in_a_bare_unet_out(tmp_path):
     launch(*options(tmp_path / "model", tmp_path), cwd=tmp_path)
     assert {f.name for f in (tmp_path / "out").iterdir() if f.is_file()} == {
         "config.json", "diffusion_pytorch_model.safetensors", "i2i_model.json", "preprocessor_config.json", "README.md",
-        "before_after.png", "figures.json", "run.json", "request.json", "run.yaml", "training_args.json",
+        "before_after.png", "figures.json", "run.json", "request.json", "run.yaml", "log.jsonl",
+        "training_args.json",
     }  # fmt: skip
     UNet2DModel.from_pretrained(tmp_path / "out")

@@ -16,7 +16,7 @@ A record (run.json) holds plain values under these names:
 Names of what was to be forgotten are in it only where `--card_names true` says so.
 """
 
-from .plain import called
+from .plain import called, hidden
 
 MEANINGS = {
     "mse": "mean squared error in the hole, normalised units",
@@ -80,7 +80,8 @@ def asked(record: dict, request: dict) -> dict[str, str]:
 
 def done(record: dict, bound: dict | None = None) -> dict[str, str]:
     """The rows of `facts` on what was done, for engineers."""
-    return {name: text for name, text in facts(record, bound).items() if name not in ("dataset", "forget set", "retain set")}
+    rows = {name: text for name, text in facts(record, bound).items() if name not in ("dataset", "forget set", "retain set")}
+    return rows | {"T in training": hidden(record["corruption"])}
 
 
 def describe_bound(bound: dict) -> str:

@@ -1,4 +1,8 @@
-"""The package as pip installs it, without the clone: what is in the wheel, and the demo from an empty folder."""
+"""Who installs a wheel has no clone: what is in it, every command's help, the demo and its report from an empty folder.
+
+hf-i2i-unlearn unlearn
+hf-i2i-unlearn report --model unlearned-mnist-mae
+"""
 
 import os
 import shutil
@@ -80,6 +84,35 @@ def test_the_console_script(installed, tmp_path):
     assert yaml.safe_load((folder / "run.yaml").read_text())["model"] == "mnist-demo"
     assert "hf-i2i-unlearn unlearn --max_steps 2" in (folder / "README.md").read_text()
     assert {f.name for f in tmp_path.iterdir()} == {"unlearned-mnist-mae"}
+    done = launch("report", "--model", folder.name)
+    assert done.returncode == 0 and "What was asked" in (folder / "report.html").read_text(), done.stderr
+
+
+HELPS = """
+import contextlib, io, sys
+from hf_i2i_unlearn.commands import COMMANDS, main
+for word in COMMANDS:
+    sys.argv = ["hf-i2i-unlearn", word, "--help"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            main()
+        except SystemExit as stop:
+            assert not stop.code, word
+    demo = [one for one in ("(default: center:3)", "-mnist-mae)") if one in " ".join(said.getvalue().split())]
+    print(word, "usage: hf-i2i-unlearn" in said.getvalue(), bool(demo))
+"""
+
+
+def test_every_command_has_a_help_of_its_own(installed, tmp_path):
+    """It shows the defaults of a command of one's own, and not those of the demo."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELPS], cwd=tmp_path, env=environment(installed), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line.split() for line in done.stdout.splitlines()]
+    assert len(said) > 12 and all(line[1] == "True" for line in said), said
+    assert [line[0] for line in said if line[2] == "True"] == [], said
 
 
 def test_accelerate_launches_the_module(installed, tmp_path):
