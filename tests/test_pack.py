@@ -34,7 +34,7 @@ def test_pack_keeps_labels_and_names_and_the_chosen_classes(tmp_path):
     assert set(packed["label"]) == {1}
     assert np.array_equal(np.array(packed[0]["image"]), np.full((8, 8, 3), (255, 0, 0)))
     names = packed.cast_column("image", datasets.Image(decode=False))["image"]
-    assert sorted(Path(row["path"]).name for row in names) == ["red0.png", "red1.png", "red2.png"]
+    assert sorted(row["path"] for row in names) == [f"train/red/red{i}.png" for i in range(3)]  # and not where they lay
 
 
 def test_pack_refuses_nonsense(tmp_path):

@@ -49,5 +49,7 @@ def main() -> None:
     for split in args.splits:
         file = Path(args.output_dir, f"{split}.parquet")
         source = load_classes(args, split, args.classes)
-        packed = pack(source, args.image_column, args.size, ENCODERS[args.encoding], file, args.on_corrupt, args.background)
+        packed = pack(
+            source, args.image_column, args.size, ENCODERS[args.encoding], file, args.on_corrupt, args.background, args.dataset
+        )
         print(f"{file}: {len(packed):,} pictures, {file.stat().st_size / 2**20:.1f} MiB")

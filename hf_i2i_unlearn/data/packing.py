@@ -1,6 +1,7 @@
 """Pictures made small once, for what is trained on them for many epochs."""
 
 import io
+import os
 from pathlib import Path
 
 import datasets
@@ -18,16 +19,17 @@ def pack(
     file,
     on_corrupt: str = "refuse",
     background: str = "white",
+    root=None,
 ) -> datasets.Dataset:
     """Write a map-style dataset as one parquet file, its pictures cut to squares of `size` pixels and encoded anew.
 
     Args:
         encoding: keywords of `PIL.Image.save`, such as {"format": "PNG"}. file: the parquet file; its folder is made.
         on_corrupt: "refuse" raises at an unreadable picture, "skip" leaves its row out.
-        background: behind transparent pictures.
+        background: behind transparent pictures. root: the folder of the pictures; names are given as seen from it.
 
     Returns:
-        What was written. Other columns and file names stay as they were.
+        What was written. Other columns stay as they were, and so do file names, without where they lay on this machine.
 
     Raises:
         InputError: an unreadable picture, where such are refused.
@@ -47,7 +49,7 @@ def pack(
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         picture.save(buffer, **encoding)
-        return {image_column: {"bytes": buffer.getvalue(), "path": row[image_column]["path"]}}
+        return {image_column: {"bytes": buffer.getvalue(), "path": _name(row[image_column]["path"], root)}}
 
     source = source.cast_column(image_column, datasets.Image(decode=False))
     packed = source.map(small, desc=f"packing {Path(file).stem}")
@@ -57,3 +59,11 @@ def pack(
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     packed.to_parquet(str(file))
     return packed
+
+
+def _name(path: str | None, root) -> str | None:
+    """A file's name as seen from the folder of the pictures; of one that lies elsewhere, the name alone."""
+    if path is None or not os.path.isabs(path):
+        return path
+    below = os.path.relpath(path, root) if root else ".."
+    return Path(path).name if below.startswith("..") else Path(below).as_posix()

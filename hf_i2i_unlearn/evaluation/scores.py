@@ -1,5 +1,7 @@
 """What feature networks make of completed pictures: sums, and the scores that they give."""
 
+import warnings
+
 import torch
 
 from .features import FeatureNetwork, crop_to_hole
@@ -40,7 +42,9 @@ class Scores:
         result["few_samples"] = true.count < true.dimensions
         for kind in self.gauss:
             if kind != "true_":
-                result[kind + "fid"] = frechet_distance(true, self.gauss[kind])
+                with warnings.catch_warnings():  # few_samples says it: no table shows such a distance
+                    warnings.simplefilter("ignore")
+                    result[kind + "fid"] = frechet_distance(true, self.gauss[kind])
                 result[kind + "similarity"] = self.similarity[kind].compute()
             if kind in self.inception:
                 result[kind + "inception_score"], deviation = self.inception[kind].compute()
