@@ -142,7 +142,8 @@ def build_sets(args, split_args: SplitArguments) -> Sets:
         known, held = rows_of(forget, split_args, count), spread(unseen or [], count)
     retain = [{"image": row["image"]} for row in first_rows(splits.retain, args.membership_samples)]
     return Sets(
-        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None, without_absolute(splits.description, args.model),
+        known, held, members, unseen, unseen_are, retain, splits.eval_retain if has_eval else None,
+        without_absolute(splits.description, args.model),
         held_trained,
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ def _verdict(request: dict) -> str:
 
 def _remains(erasure: dict | None) -> str:
     """What is left in the weights, as far as the way of training says it."""
-    test = "How far this checkpoint resists that is in the section Audit, which `recipes/audit.py` adds."
+    test = "How far this checkpoint resists that is in the section Audit, which `hf-i2i-unlearn audit --update_card true` adds."
     if not erasure:
         return (
             "This is suppression, not erasure. Fine-tuning on a few dozen forget pictures is known to bring small models back "
