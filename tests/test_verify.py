@@ -114,7 +114,8 @@ def test_a_patch_and_a_merged_model(command, request_of_three, tmp_path, kind):
     words = ["--lora", "true", *(["--merge", "true"] if kind == "merged" else [])]
     assert command(unlearn.main, *request_of_three, *words, "--max_steps", 8, "--output_dir", "out")[0] == 0
     found = RunFolder(tmp_path / "out").request
-    code, said = command(verify.main, "--model", "out", "--forget_list", "request.txt", "--require_forgotten", 0.01)
+    words = ["--model", "out", "--forget_list", "request.txt", "--require_forgotten", 0.01, "--verbose", "true"]
+    code, said = command(verify.main, *words)
     again = json.loads((tmp_path / "verified" / "verified.json").read_text())
     assert code in (0, 3) and again["certified"] and "The weights are those that were certified" in said
     for old, new in zip(found["pictures"], again["pictures"]):
@@ -150,7 +151,8 @@ def test_a_model_that_somebody_has_trained_further(command, request_of_three, tm
         model(pixels).loss.backward()
         optimizer.step()
     model.save_pretrained(tmp_path / "further")
-    later, said = command(verify.main, "--model", "further", "--record", "out", "--forget_list", "request.txt")
+    words = ["--model", "further", "--record", "out", "--forget_list", "request.txt", "--verbose", "true"]
+    later, said = command(verify.main, *words)
     again = json.loads((tmp_path / "verified" / "verified.json").read_text())
     assert "The weights are not those that were certified (model.safetensors differ); the verdicts are of these." in said
     assert "The pictures are those of the request" in said and again["certified"]
