@@ -1,10 +1,15 @@
 """Several processes: the same trajectory and the same figures as one; the configurations for `accelerate launch`; shards."""
 
+import contextlib
 import json
 import os
 import runpy
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +45,53 @@ def launch(script, *argv, processes):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@contextlib.contextmanager
+def two_hosts():
+    """Two virtual hosts that a cable joins, each with a network of its own: the commands that run on them, and their addresses.
+
+    Where that is not allowed, both are this machine.
+    """
+    names, ends = [f"i2i{os.getpid()}{i}" for i in "ab"], [f"v{os.getpid()}{i}"[-15:] for i in "ab"]
+
+    def ip(*words, check=True):
+        subprocess.run(["ip", *words], check=check, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for i, (name, end) in enumerate(zip(names, ends), 1):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+    except (OSError, subprocess.CalledProcessError):
+        yield [([], "127.0.0.1", "lo"), ([], "127.0.0.1", "lo")]
+    else:
+        # No server of names can be reached from there, and nobody is to wait for one.
+        there = ["sh", "-c", 'mount --bind /dev/null /etc/resolv.conf && exec "$@"', "sh"]
+        yield [(["ip", "netns", "exec", n, *there], f"10.77.0.{i}", end) for i, (n, end) in enumerate(zip(names, ends), 1)]
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                ip("netns", "del", name, check=False)
+
+
+def start_on(hosts, *argv, environment=ENVIRONMENT):
+    """A program, one process on each host, as `torchrun` starts it on a cluster; their launchers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    return [
+        subprocess.Popen(
+            [*enter, *run, "--node_rank", str(rank), "--master_addr", hosts[0][1], "--master_port", str(port), *map(str, argv)],
+            env=environment | {"GLOO_SOCKET_IFNAME": end}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank, (enter, _, end) in enumerate(hosts)
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------- the same as one process
 
 RUNS = """
@@ -69,7 +121,7 @@ options = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "loggin
 
 def history(trainer):
     # Without times, and without diagnostics that are statistics of a batch.
-    out = ("runtime", "per_second", "information_bound")
+    out = ("runtime", "per_second", "seconds_per", "information_bound")
     return [{k: v for k, v in log.items() if not any(word in k for word in out)} for log in trainer.state.log_history]
 
 
@@ -170,6 +222,7 @@ def test_two_processes_measure_what_one_does(runs):
         ("gpu", DistributedType.NO, 1),
         ("multi_gpu", DistributedType.MULTI_GPU, 4),
         ("fsdp", DistributedType.FSDP, 4),
+        ("multi_node", DistributedType.MULTI_GPU, 8),
     ],
 )
 def test_accelerate_takes_the_configurations(name, kind, processes):
@@ -181,7 +234,8 @@ def test_accelerate_takes_the_configurations(name, kind, processes):
     known = vars(args).keys() | {"fsdp_version"}
     assert all(key in known for key in config.fsdp_config)
     args, _, _ = _validate_launch_command(args)
-    assert (args.multi_gpu, args.use_fsdp) == (name == "multi_gpu", name == "fsdp")
+    assert (args.multi_gpu, args.use_fsdp) == (name.startswith("multi"), name == "fsdp")
+    assert args.num_machines == (2 if name == "multi_node" else 1)
     assert args.mixed_precision == ("no" if name == "cpu" else "bf16")
     if name == "fsdp":
         assert (args.fsdp_version, args.fsdp_state_dict_type, args.fsdp_cpu_ram_efficient_loading) == (
@@ -192,7 +246,34 @@ def test_accelerate_takes_the_configurations(name, kind, processes):
 
 
 def test_there_is_no_configuration_without_a_test():
-    assert {f.stem for f in CONFIGS.iterdir()} == {"cpu", "gpu", "multi_gpu", "fsdp"}
+    assert {f.stem for f in CONFIGS.iterdir()} == {"cpu", "gpu", "multi_gpu", "fsdp", "multi_node", "unlearn"}
+
+
+SRUN = """#!/bin/sh
+printf '%s\\n' "$@"
+"""
+
+
+def test_the_job_of_slurm(tmp_path):
+    """With commands in the place of Slurm's: what it would run, at first and when it is back from the queue."""
+    for name, text in {"srun": SRUN, "scontrol": "#!/bin/sh\necho node7; echo node8\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"}
+
+    def words():
+        done = subprocess.run(
+            ["bash", str(CONFIGS / "unlearn.slurm"), str(tmp_path / "out"), "--max_steps", "7"],
+            env=environment | {"SLURM_JOB_ID": "5"}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    first = words()
+    assert first[:3] == ["torchrun", "--nnodes", "2"] and "node7:29500" in first and first[-2:] == ["--max_steps", "7"]
+    assert "--resume_from_checkpoint" not in first
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    again = words()
+    assert "--resume_from_checkpoint true --max_steps 7" in " ".join(again)
 
 
 def test_the_cpu_configuration_runs_a_recipe(tmp_path, checkpoint):
@@ -253,7 +334,7 @@ def train(name, resume=None, lora=False, method="ours", **options):
     assert all(isinstance(p, DTensor) == sharded for p in trainer.i2i.parameters())
     assert not any(isinstance(p, DTensor) for p in trainer.original.parameters()) or lora
     trainer.save_model()
-    out = ("runtime", "per_second", "information_bound")
+    out = ("runtime", "per_second", "seconds_per", "information_bound")
     found[name] = [{k: v for k, v in log.items() if not any(w in k for w in out)} for log in trainer.state.log_history]
 
 
@@ -276,13 +357,17 @@ if torch.distributed.is_initialized():  # as `run` does: gloo's threads abort a 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Folders of one process, and of two that hold a shard each."""
+    """Folders of one process, and of two on two hosts that hold a shard each."""
     folder = tmp_path_factory.mktemp("shards")
     script = folder / "fsdp.py"
     script.write_text(FSDP)
-    for processes, kind, parts in ((1, "whole", []), (2, "fsdp", ["adamw"])):
+    for kind in ("whole", "fsdp"):
         (folder / kind).mkdir()
-        launch(script, folder / kind, kind, "sgd", "lora", "noisy_label", *parts, processes=processes)
+    launch(script, folder / "whole", "whole", "sgd", "lora", "noisy_label", processes=1)
+    with two_hosts() as hosts:
+        launchers = start_on(hosts, script, folder / "fsdp", "fsdp", "sgd", "lora", "noisy_label", "adamw")
+        said = [launcher.communicate()[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said[0][-3000:] + said[1][-3000:]
     return [folder / "whole", folder / "fsdp"]
 
 
@@ -304,3 +389,44 @@ def test_shards_are_saved_and_resumed(shards):
     assert straight.keys() == make_mae().model.state_dict().keys() == at_step_2.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
     assert not torch.equal(straight["vit.layernorm.weight"], at_step_2["vit.layernorm.weight"])
+
+
+# ------------------------------------------------------------------------------------------------------- copies on two hosts
+
+# What `python -m hf_i2i_unlearn` does, after it has said which process it is.
+COMMAND = """
+import os, sys
+from hf_i2i_unlearn.commands import main
+print("process", os.environ["RANK"], os.getpid(), flush=True)
+main()
+"""
+
+
+def test_a_process_that_dies_on_another_host_ends_the_job_and_the_job_goes_on(tmp_path, checkpoint):
+    """DDP by the command that a user types: trained, killed on one host, one sentence on the other, resumed on both."""
+    make_dataset(32).to_parquet(tmp_path / "data" / "train.parquet")
+    script, out = tmp_path / "command.py", tmp_path / "out"
+    script.write_text(COMMAND)
+    argv = ["unlearn", "--model", checkpoint, "--dataset", tmp_path / "data", "--eval_split", "none", "--forget_classes", "cat",
+            "--max_steps", 400, "--save_steps", 5, "--corruption", "center:2", "--output_dir", out, "--eval_strategy", "no",
+            "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", 2, "--eval_samples", 4,
+            "--copies", "skip"]  # fmt: skip
+    with two_hosts() as hosts:
+        launchers = start_on(hosts, script, *argv)
+        number = next(int(line.split()[2]) for line in launchers[1].stdout if line.startswith("process 1"))
+        while not list(out.glob("checkpoint-*/trainer_state.json")) and launchers[0].poll() is None:
+            time.sleep(0.02)
+        os.kill(number, signal.SIGKILL)
+        said = [launcher.communicate(timeout=400)[0] for launcher in launchers]
+        assert all(launcher.returncode for launcher in launchers), said
+        sentence = next(line for line in said[0].splitlines() if line.startswith("error: "))
+        assert "Another process of this run has ended" in sentence and "the last good checkpoint is" in sentence
+        begun = max(int(folder.name[11:]) for folder in out.glob("checkpoint-*"))
+        assert 5 <= begun < 400 and not (out / "model.safetensors").exists()
+        argv[argv.index("--max_steps") + 1] = begun + 3
+        launchers = start_on(hosts, script, *argv, "--resume_from_checkpoint", "true")
+        said = [launcher.communicate(timeout=400)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    assert json.loads((out / f"checkpoint-{begun + 3}" / "trainer_state.json").read_text())["global_step"] == begun + 3
+    assert {"model.safetensors", "figures.json", "request.json", "README.md"} <= {f.name for f in out.iterdir()}
+    assert said[0].count("In ") == 1 and not any("| retain" in text for text in said[1:])  # one process writes and tells
