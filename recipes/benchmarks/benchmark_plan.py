@@ -2,8 +2,8 @@
 
     python recipes/benchmarks/benchmark_plan.py --config unlearn_mnist_mae --output_dir /tmp/planned
 
-Both are processes of their own. The run is left in its folder. `--check` ends with status 1 where the plan was off by more than 25%
-of the time or 10% of the memory.
+Both are processes of their own. The run is left in its folder. `--check` ends with status 1 where the plan was off by more than
+25% of the time or 10% of the memory.
 """
 
 import json
