@@ -48,7 +48,7 @@ def test_what_is_counted(planned, tmp_path, name):
     assert plan["disk"]["3 checkpoints"] > 3 * (weights + 2 * 4 * plan["trained"])  # with Adam's two moments
     assert weights < plan["disk"]["the result"] < 1.5 * weights + 2e5
     assert plan["memory"] > 0 and all(seconds >= 0 for seconds in plan["seconds"].values())
-    parts = {"preparing", "targets", "steps", "evaluations", "checkpoints", "verdicts", "figures"}
+    parts = {"preparing", "targets", "steps", "erasing", "evaluations", "checkpoints", "verdicts", "figures"}
     assert plan["seconds"].keys() == parts
     assert plan["seconds"]["steps"] == pytest.approx(12 * plan["measured"]["step"])
     assert len(plan["measured"]["verdicts"]) == 4  # one trained mask, three others
@@ -74,6 +74,11 @@ def test_what_people_read(planned):
     said = planned("mae-base", "--max_steps", 7, form="true")
     assert "Nothing was trained, and nothing is left" in said
     assert all(word in said for word in ("weights trained", "memory a device", "7 of 2 pairs", "disk", "cheaper"))
+
+
+def test_an_erasure_is_counted(planned):
+    plan = planned("mae-base", "--max_steps", 7, "--erase", 1, "--erase_steps", 10, "--erase_batch_size", 4)
+    assert plan["seconds"]["erasing"] == pytest.approx(20 * plan["measured"]["step"]) and plan["seconds"]["steps"] == 0
 
 
 def test_a_run_that_is_refused_has_no_plan(planned):

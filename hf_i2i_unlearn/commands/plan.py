@@ -95,6 +95,8 @@ class Plan:
             f"time             {duration(self.hours * 3600)}: {parts}",
             f"disk             {size(sum(self.disk.values()))}: {files}",
         ]
+        if self.seconds["erasing"]:
+            lines.append("--erase: counted from the steps of unlearning; what larger batches and the decoder need is not in it")
         return "\n".join([*lines, "", "What makes it cheaper:", *(f"- {line}" for line in self.cheaper)])
 
 
@@ -348,14 +350,23 @@ def _seconds(run, m: Measured, steps: int) -> dict[str, float]:
     figures = sum(map(len, run.rows.values())) * (2 * m.completing + m.reading)
     pictures = 2 * 2 * args.pictures * m.completing
     first = shown * (m.completing + m.reading)  # the original's completions, which are kept
+    unlearns = not args.erase or (args.erase < 1 and not args.erase_from)
     return {
         "targets": _targets_seconds(run, m),
-        "steps": steps * m.step,
+        "steps": steps * m.step * unlearns,
+        "erasing": _erasing_seconds(run, m),
         "evaluations": (evaluations * (shown * m.completing + terms) + (first if evaluations else 0)) / devices,
         "checkpoints": saves * m.checkpoint,
         "verdicts": judged,
         "figures": figures / devices + pictures,
     }
+
+
+def _erasing_seconds(run, m: Measured) -> float:
+    """Of the second stage, by the pairs in its steps."""
+    args = run.args
+    pairs = args.erase_batch_size / run.training.per_device_train_batch_size
+    return args.erase_steps * m.step * pairs if args.erase else 0.0
 
 
 def _targets_seconds(run, m: Measured) -> float:
