@@ -20,12 +20,12 @@ def planned(tmp_path, monkeypatch, capsys):
     place.mkdir()
     make_dataset(32, 64).to_parquet(tmp_path / "data" / "train.parquet")
 
-    def plan(name, *options, form="json", tiny=True):
+    def plan(name, *options, form="json", tiny=True, asked=("--forget_classes", "cat", "--corruption", "center:2")):
         model = str(tmp_path / name)
         if not (tmp_path / name).exists():
             make(name, model, tiny)
-        argv = ["unlearn", "--model", model, "--dataset", tmp_path / "data", "--eval_split", "none", "--forget_classes", "cat",
-                "--corruption", "center:2", "--per_device_train_batch_size", 2, "--eval_samples", 3, "--copies", "skip",
+        argv = ["unlearn", "--model", model, "--dataset", tmp_path / "data", "--eval_split", "none", *asked,
+                "--per_device_train_batch_size", 2, "--eval_samples", 3, "--copies", "skip",
                 "--use_cpu", "true", "--output_dir", place / "out", "--plan", form, *options]  # fmt: skip
         monkeypatch.setattr(sys, "argv", list(map(str, argv)))
         capsys.readouterr()
@@ -48,7 +48,17 @@ def test_what_is_counted(planned, tmp_path, name):
     assert plan["disk"]["3 checkpoints"] > 3 * (weights + 2 * 4 * plan["trained"])  # with Adam's two moments
     assert weights < plan["disk"]["the result"] < 1.5 * weights + 2e5
     assert plan["memory"] > 0 and all(seconds >= 0 for seconds in plan["seconds"].values())
-    parts = {"preparing", "targets", "steps", "erasing", "evaluations", "checkpoints", "verdicts", "figures"}
+    parts = {
+        "preparing",
+        "targets",
+        "steps",
+        "erasing",
+        "looks at the verdicts",
+        "evaluations",
+        "checkpoints",
+        "verdicts",
+        "figures",
+    }
     assert plan["seconds"].keys() == parts
     assert plan["seconds"]["steps"] == pytest.approx(12 * plan["measured"]["step"])
     assert len(plan["measured"]["verdicts"]) == 4  # one trained mask, three others
@@ -79,6 +89,12 @@ def test_what_people_read(planned):
 def test_an_erasure_is_counted(planned):
     plan = planned("mae-base", "--max_steps", 7, "--erase", 1, "--erase_steps", 10, "--erase_batch_size", 4)
     assert plan["seconds"]["erasing"] == pytest.approx(20 * plan["measured"]["step"]) and plan["seconds"]["steps"] == 0
+
+
+def test_a_takedown_looks_at_its_verdicts(planned):
+    """It trains until they hold: the plan is of the most steps, with the looks on the way."""
+    said = planned("mae-base", form="true", asked=("--forget_rows", "2,6"))
+    assert "steps            at most 1,200 of 2 pairs" in said and "looks at the verdicts" in said
 
 
 def test_a_run_that_is_refused_has_no_plan(planned):

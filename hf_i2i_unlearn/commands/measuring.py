@@ -1,13 +1,17 @@
-"""Time since the start, and memory at its peak, on a CPU and on a GPU."""
+"""What parts of a run take: time, and memory at its peak, on a CPU and on a GPU."""
 
+import contextlib
 import ctypes
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+
+FEW, LONG = 8, 20.0  # pictures that are completed at once; unless that would take so many seconds
 
 
 def since_start() -> float:
@@ -57,3 +61,58 @@ class Memory:
         except OSError:
             unit = 2**30 if sys.platform == "darwin" else 2**20
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a function of a number of pictures: seconds a picture, GB held before, GB for one picture and for each more."""
+
+    seconds: float
+    before: float
+    one: float
+    more: float
+
+    def memory(self, count: int) -> float:
+        """GB at the peak with so many pictures."""
+        return self.before + self.one + (count - 1) * self.more
+
+    @classmethod
+    def of(cls, function, count: int, device) -> "Cost":
+        """Measured with one picture, and with `count` if that takes no time that anybody minds."""
+        taken: list[tuple[int, float, float]] = []
+        before = 0.0
+        for pictures in (1, 1, count):
+            if taken and taken[-1][1] * pictures > LONG:
+                break
+            with Memory(device) as memory:
+                start = time.perf_counter()
+                function(pictures)
+                finished(device)
+                seconds = time.perf_counter() - start
+            before = before or memory.before
+            taken.append((pictures, seconds, memory.peak - memory.before))
+        (n, seconds, peak), one = taken[-1], taken[0][2]
+        more = (peak - one) / (n - 1) if n > 1 else one
+        return cls(seconds / n, before, one, max(0.0, more))
+
+
+@contextlib.contextmanager
+def few_denoising_steps(model):
+    """Within it a model that denoises takes two steps.
+
+    Gives a function (seconds with two steps, a measurement with more of them) -> seconds with all; None for other models.
+    """
+    steps = model.steps if model.family == "diffusion" else None
+    if steps is None or steps <= 4:
+        yield None
+        return
+
+    def scale(two: float, measure) -> float:
+        model.steps = 4
+        return two + max(0.0, measure() - two) / 2 * (steps - 2)
+
+    model.steps = 2
+    try:
+        yield scale
+    finally:
+        model.steps = steps

@@ -4,7 +4,6 @@ It takes the steps that the run would take (its model, method, pictures, batch, 
 beside the output folder, completes a few pictures, and multiplies. Nothing that it makes is left.
 """
 
-import contextlib
 import copy
 import itertools
 import json
@@ -23,10 +22,10 @@ from ..data.pairs import ForgetRetainPairs, seeds_for
 from ..data.sources import first_rows
 from .certificate import masks_of, unseen_rows
 from .levers import levers
-from .measuring import Memory, finished, since_start
+from .measuring import FEW, Cost, Memory, few_denoising_steps, finished, since_start
+from .takedown import WATCHED
 
 STEPS = 4  # that are taken; the first one is left out
-FEW, LONG = 8, 20.0  # pictures that are completed at once; unless that would take so many seconds
 SHOWN = 100  # evaluation pictures of each set during training, at most (`Run.trainer`)
 
 
@@ -84,6 +83,7 @@ class Plan:
         parts = "; ".join(f"{name} {duration(s)}" for name, s in self.seconds.items() if s >= 0.5)
         files = ", ".join(f"{name} {size(b)}" for name, b in self.disk.items() if b)
         other, less = ("training", m.training_gb) if self.of_evaluation else ("evaluation", m.evaluation_gb)
+        most = "at most " if self.seconds["looks at the verdicts"] else ""
         where = "evaluation" if self.of_evaluation else "training"
         lines = [
             f"The plan of this run, from {STEPS - 1} measured steps on {self.devices} {self.device} device(s) in "
@@ -91,7 +91,7 @@ class Plan:
             "",
             f"weights trained  {self.trained:,} of {self.weights:,} ({self.trained / self.weights:.1%})",
             f"memory a device  {self.memory:.2f} GB in {where} ({other} {less:.2f} GB)",
-            f"steps            {self.steps:,} of {self.pairs} pairs, {m.step:.3g} s each",
+            f"steps            {most}{self.steps:,} of {self.pairs} pairs, {m.step:.3g} s each",
             f"time             {duration(self.hours * 3600)}: {parts}",
             f"disk             {size(sum(self.disk.values()))}: {files}",
         ]
@@ -262,7 +262,7 @@ def _complete(run, trainer, found: Measured) -> None:
     encoding = Cost.of(encode, len(pixels), device)
     trained = masks_of(run.corruption)
     masks = [*trained, *other_masks(model.grid, trained)]
-    with _few_denoising_steps(model) as scale:
+    with few_denoising_steps(model) as scale:
         completing = Cost.of(complete, len(pixels), device)
         if scale:  # of a model that denoises a mask changes nothing
             found.completing = scale(completing.seconds, lambda: Cost.of(complete, 1, device).seconds)
@@ -276,61 +276,6 @@ def _complete(run, trainer, found: Measured) -> None:
     kept = sum(min(SHOWN, len(rows)) for rows in run.rows.values()) * 2 * pixels[0].nbytes / 2**30
     pairs = encoding.memory(2 * min(batch, SHOWN)) if evaluates else 0.0
     found.evaluation_gb = max(completing.memory(batch), pairs) + (kept if evaluates and device.type == "cpu" else 0.0)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a function of a number of pictures: seconds a picture, GB held before, GB for one picture and for each more."""
-
-    seconds: float
-    before: float
-    one: float
-    more: float
-
-    def memory(self, count: int) -> float:
-        """GB at the peak with so many pictures."""
-        return self.before + self.one + (count - 1) * self.more
-
-    @classmethod
-    def of(cls, function, count: int, device) -> "Cost":
-        """Measured with one picture, and with `count` if that takes no time that anybody minds."""
-        taken: list[tuple[int, float, float]] = []
-        before = 0.0
-        for pictures in (1, 1, count):
-            if taken and taken[-1][1] * pictures > LONG:
-                break
-            with Memory(device) as memory:
-                start = time.perf_counter()
-                function(pictures)
-                finished(device)
-                seconds = time.perf_counter() - start
-            before = before or memory.before
-            taken.append((pictures, seconds, memory.peak - memory.before))
-        (n, seconds, peak), one = taken[-1], taken[0][2]
-        more = (peak - one) / (n - 1) if n > 1 else one
-        return cls(seconds / n, before, one, max(0.0, more))
-
-
-@contextlib.contextmanager
-def _few_denoising_steps(model):
-    """Within it a model that denoises takes two steps.
-
-    Gives a function (seconds with two steps, a measurement with more of them) -> seconds with all; None for other models.
-    """
-    steps = model.steps if model.family == "diffusion" else None
-    if steps is None or steps <= 4:
-        yield None
-        return
-
-    def scale(two: float, measure) -> float:
-        model.steps = 4
-        return two + max(0.0, measure() - two) / 2 * (steps - 2)
-
-    model.steps = 2
-    try:
-        yield scale
-    finally:
-        model.steps = steps
 
 
 # ----------------------------------------------------------------------------------------------------------------- counting
@@ -355,11 +300,22 @@ def _seconds(run, m: Measured, steps: int) -> dict[str, float]:
         "targets": _targets_seconds(run, m),
         "steps": steps * m.step * unlearns,
         "erasing": _erasing_seconds(run, m),
+        "looks at the verdicts": _looks_seconds(run, m, steps),
         "evaluations": (evaluations * (shown * m.completing + terms) + (first if evaluations else 0)) / devices,
         "checkpoints": saves * m.checkpoint,
         "verdicts": judged,
         "figures": figures / devices + pictures,
     }
+
+
+def _looks_seconds(run, m: Measured, steps: int) -> float:
+    """Of a takedown's, that trains until its verdicts hold; where it takes all its steps."""
+    if not run.takedown or not run.takedown.ceiling:
+        return 0.0
+    masks = len(masks_of(run.corruption))
+    forget = len(first_rows(run.splits.forget, run.args.eval_samples))
+    seen = sum(min(WATCHED, count) for count in (forget, len(run.rows["retain"])))
+    return steps // run.takedown.every(run, masks * seen) * seen * sum(m.verdicts[:masks])
 
 
 def _erasing_seconds(run, m: Measured) -> float:
