@@ -126,8 +126,9 @@ def _run(args, command, folder: Path) -> dict:
     resumed = run_child([*command, "--resume_from_checkpoint", "true"], folder)
     state = json.loads(max((folder / "out").glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime).read_text())
     logs = [log for log in state["log_history"] if "seconds_per_step" in log]
-    # The first step of a process is dearer than the others.
-    taken = sorted(log["seconds_per_step"] for log in logs if log["step"] not in (1, begun + 1))
+    # The first step of a process is dearer than the others, where there are others.
+    warm = [log for log in logs if log["step"] not in (1, begun + 1)] or logs
+    taken = sorted(log["seconds_per_step"] for log in warm)
     say("loading the result in its plain library" + (", merging the patch" if args.lora else ""))
     check = run_child(
         [sys.executable, "-m", "hf_i2i_unlearn.commands.reloaded", str(folder / "out"), str(folder / "merged")], folder
