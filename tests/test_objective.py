@@ -1,15 +1,28 @@
 """The terms of all methods against the paper's formulas, written out picture by picture."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import make_mae
 from helpers.close import assert_close
 
-from hf_i2i_unlearn import DISTANCES, METHODS, CenterCrop, InputError, RandomMask, StandardNormal, UnlearningConfig
+from hf_i2i_unlearn import (
+    DISTANCES,
+    METHODS,
+    CenterCrop,
+    ForgetRetainPairs,
+    InputError,
+    RandomMask,
+    StandardNormal,
+    UnlearningConfig,
+    UnlearningTrainer,
+    undecoded,
+)
 from hf_i2i_unlearn.commands.words import find_method
 from hf_i2i_unlearn.models.base import TrainingLoss
 from hf_i2i_unlearn.training.config import check_options
-from hf_i2i_unlearn.training.objective import Objective
+from hf_i2i_unlearn.training.objective import Objective, settled_noise_target
 
 STUDENT, TEACHER = make_mae(1), make_mae(2).frozen_copy()
 SEEDS = torch.arange(12).view(4, 3).numpy()
@@ -161,3 +174,33 @@ def test_impossible_combinations():
         find_method("theirs")
     with pytest.raises(InputError, match="variant is one of paper, reference, got 'theirs'"):
         find_method("ours", "theirs")
+
+
+@pytest.mark.parametrize(
+    "changes, wanted",
+    [
+        ({}, "mean"),
+        ({"method": METHODS["max_loss"]}, "fresh"),
+        ({"distance": DISTANCES["l2"]}, "fresh"),
+        ({"corruption": RandomMask(0.5)}, "fresh"),
+        ({"model": SimpleNamespace(noise_target_is_shared=False)}, "fresh"),  # a U-Net
+        ({"noise": SimpleNamespace(of_batch=True)}, "fresh"),
+        ({"noise_bank": 8}, "fresh"),
+    ],
+)
+def test_auto_is_the_mean_where_that_is_equal_and_cheaper(changes, wanted):
+    given = {
+        "method": METHODS["ours"], "distance": DISTANCES["mse"], "corruption": CenterCrop(2),
+        "model": SimpleNamespace(noise_target_is_shared=True), "noise": StandardNormal(), "noise_bank": 0,
+    }  # fmt: skip
+    assert settled_noise_target("auto", **given | changes) == wanted
+    assert settled_noise_target("fresh", **given | changes) == "fresh"
+
+
+def test_a_trainer_settles_it_and_a_run_says_what_it_took(tmp_path, dataset, processor):
+    rows = undecoded(dataset)
+    for method, wanted in (("ours", "mean"), ("max_loss", "fresh")):
+        args = UnlearningConfig(str(tmp_path), use_cpu=True, report_to="none", noise_target="auto", max_steps=1)
+        pairs = ForgetRetainPairs(rows.select(range(4)), rows.select(range(4, 12)))
+        UnlearningTrainer(make_mae(), args, pairs, processor, CenterCrop(2), method=METHODS[method])
+        assert args.noise_target == wanted

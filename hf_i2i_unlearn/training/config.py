@@ -28,9 +28,9 @@ class UnlearningConfig(TrainingArguments):
     noise_target: str = field(
         default="fresh",
         metadata={
-            "choices": ["fresh", "mean"],
+            "choices": ["fresh", "mean", "auto"],
             "help": "fresh: new noise n for each forget picture (the paper). mean: E[E0(T(n))], equal in expectation for mse, "
-            "with less variance and, for a fixed T, without a teacher pass.",
+            "with less variance and, for a fixed T, without a teacher pass. auto: mean where it is equal and T is fixed.",
         },
     )
     mean_draws: int = field(default=1024, metadata={"help": "Draws of n behind that mean, for a fixed T."})
@@ -125,8 +125,8 @@ class UnlearningConfig(TrainingArguments):
     def __post_init__(self):
         if not self.alpha > 0:
             raise InputError(f"alpha must be larger than 0 (0.25 in the paper), got {self.alpha}.")
-        if self.noise_target not in ("fresh", "mean"):
-            raise InputError(f"noise_target is one of fresh, mean, got '{self.noise_target}'.")
+        if self.noise_target not in ("fresh", "mean", "auto"):
+            raise InputError(f"noise_target is one of fresh, mean, auto, got '{self.noise_target}'.")
         if self.noise_bank < 0:
             raise InputError(f"noise_bank is a number of draws of n, or 0 for no bank; got {self.noise_bank}.")
         check_decay(self.ema_decay)

@@ -165,6 +165,16 @@ class Objective:
         return loss[: len(retain)], loss[len(retain) :], {}
 
 
+def settled_noise_target(
+    wanted: str, method: Method, distance: Distance, corruption: Corruption, model: I2IModel, noise: Noise, noise_bank: int = 0
+) -> str:
+    """`wanted`, or where that is "auto": "mean" where it has the expected gradient of "fresh" and costs less, else "fresh"."""
+    if wanted != "auto":
+        return wanted
+    equal = method.shared_target and distance.squared and model.noise_target_is_shared and not noise.of_batch
+    return "mean" if equal and not corruption.is_random and not noise_bank else "fresh"
+
+
 def check_noise_target(method: Method, distance: Distance, noise_target: str, noise_bank: int = 0) -> None:
     """Raise InputError where the mean target would not be equal in expectation, or where it or a bank has no meaning."""
     if noise_bank < 0:

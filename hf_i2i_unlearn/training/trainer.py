@@ -24,7 +24,7 @@ from .accounting import Accounting, check_steps, refuse_unmoved, weights_hash
 from .base_trainer import I2ITrainer
 from .config import UnlearningConfig, check_options
 from .control import RetainBound, StopAtForgetDistance
-from .objective import Objective
+from .objective import Objective, settled_noise_target
 from .targets import TargetStore, check_cacheable
 
 BOUND_FILE = "retain_bound.json"
@@ -81,7 +81,9 @@ class UnlearningTrainer(I2ITrainer):
     ):
         eval_corruption = eval_corruption or (corruption.at(0) if isinstance(corruption, Corruption) else None)
         _check_objects(model, train_dataset, corruption, eval_corruption, noise, original)
+        noise = noise or StandardNormal()
         check_options(args, method, distance)
+        args.noise_target = settled_noise_target(args.noise_target, method, distance, corruption, model, noise, args.noise_bank)
         reader = reader or ImageReader(processing_class, model.channels, augment, on_corrupt)
         check_steps(args, train_dataset)
         _check_run(model, args, method, train_dataset, corruption, eval_corruption, reader.augment)
@@ -104,7 +106,7 @@ class UnlearningTrainer(I2ITrainer):
         if self.is_fsdp_enabled and isinstance(original, AdaptersOff):
             original = model.frozen_copy()  # of its own, for what the model shares with its adapters is cut into shards
         self.original: Any = self.accelerator.prepare_model(original, device_placement=True, evaluation_mode=True)
-        self.noise = noise or StandardNormal()
+        self.noise = noise
         self.objective = Objective(
             method, self.original, distance, self.noise, args.noise_target, args.mean_draws, args.seed, args.noise_bank
         )

@@ -56,7 +56,7 @@ class Arguments(SplitArguments):
     factor: float = field(default=2.0, metadata={"help": "The forget error that is wanted, times the original's."})
     tolerance: float = field(default=0.05, metadata={"help": "The rise of the retain error that is allowed, as a share."})
     arms: list[str] = field(
-        default_factory=lambda: [f"{kind}@{rate}" for kind in KINDS for rate in ("3e-4", "1e-3", "3e-3", "1e-2")],
+        default_factory=lambda: [f"{kind}@{rate}" for kind in KINDS for rate in ("1e-3", "2e-3", "4e-3")],
         metadata={"help": f"What takes part, as KIND@RATE; kinds: {', '.join(KINDS)}."},
     )
     pairs: int = field(default=16, metadata={"help": "Pairs in a step."})
