@@ -7,9 +7,10 @@ A picture is uploaded or chosen, a mask chosen or painted; the page shows what b
 request beside it. Nothing leaves the machine. --space FOLDER writes the same page as a folder that can be pushed as a Space:
 
     hf-i2i-unlearn show unlearned --space space
-    hf upload me/unlearned space . --repo-type space
+    hf upload me/unlearned space . --repo-type space --private
 
 It holds both models, the record and the package, and no picture of the forget set; others only where --pictures asks for them.
+The original in it still completes what the other has forgotten: keep the Space private where nobody may see that.
 """
 
 import sys
@@ -61,6 +62,7 @@ def main() -> None:
     if args.space:
         write_space(args, pictures)
         print(f"In {args.space}: app.py, requirements.txt, README.md, both models and the package; {len(pictures)} pictures.")
+        print("The original in it still completes the forgotten pictures: keep the Space private where nobody may see that.")
         return
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
