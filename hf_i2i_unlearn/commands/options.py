@@ -104,8 +104,8 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
         default="center:8",
         metadata={
             "help": f"T(x) in training: {CORRUPTION_HELP}. Several, parted by commas, take turns, a step each; what "
-            "is forgotten under one alone may still be completed under others. Where it is not given, a request by list or rows "
-            "takes several that suit the model."
+            "is forgotten under one alone may still be completed under others. Not given, a request by list or rows takes "
+            "several that suit the model."
         },
     )
     eval_corruption: str | None = field(
