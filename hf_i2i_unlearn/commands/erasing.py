@@ -52,7 +52,7 @@ def erasing(run: "Run"):
         "weights": total,
         "steps": args.erase_steps,
     }
-    run.training = erasure_options(args, training)
+    run.training = erasure_options(args, training, run.model.muon_learning_rate)
     trainer = run.trainer(ErasureTrainer, distil_decoder=1.0 if args.erase_decoder else 0.0)
     if trainer.is_world_process_zero():
         pairs = args.erase_batch_size * trainer.args.world_size
@@ -64,11 +64,11 @@ def erasing(run: "Run"):
     return trainer, resume
 
 
-def erasure_options(args, training: UnlearningConfig) -> UnlearningConfig:
-    """The options of training with those of the erasure in their place."""
+def erasure_options(args, training: UnlearningConfig, muon: float) -> UnlearningConfig:
+    """The options of training with those of the erasure in their place. muon: the family's learning rate of Muon."""
     changed = copy.copy(training)  # not made anew: that would hide the access token
     changed.max_steps, changed.learning_rate = args.erase_steps, args.erase_learning_rate
-    changed.muon_learning_rate = args.erase_muon_learning_rate
+    changed.muon_learning_rate = muon if args.erase_muon_learning_rate is None else args.erase_muon_learning_rate
     changed.per_device_train_batch_size = args.erase_batch_size
     changed.lr_scheduler_type, changed.warmup_steps = SchedulerType.COSINE, 0.03
     return changed

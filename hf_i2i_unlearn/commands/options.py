@@ -75,8 +75,9 @@ class ErasureArguments:
     )
     erase_steps: int = field(default=1000, metadata={"help": "Steps of the erasure."})
     erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, which falls as a cosine."})
-    erase_muon_learning_rate: float = field(
-        default=2e-2, metadata={"help": "That of Muon, which takes the weight matrices of transformer blocks; 0: AdamW alone."}
+    erase_muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "That of Muon, which takes the weight matrices of blocks; 0: AdamW alone [0.02, 0 for U-Nets]."},
     )
     erase_batch_size: int = field(default=32, metadata={"help": "Its pairs per device and step."})
 

@@ -78,6 +78,7 @@ class I2IModel(nn.Module, abc.ABC):
     run_options: dict[str, str] = {}  # {option of a recipe, as run.yaml holds it: argument of `from_pretrained`}
     patch: Any = None  # the adapters on the inner model (`lora.Patch`), if there are any
     adapted_layers: tuple[type[nn.Module], ...] = (nn.Linear,)  # kinds of layers that a patch is put on, if none are named
+    muon_learning_rate = 0.02  # of an erasure, for the matrices of the blocks; 0 where AdamW suits all weights
     noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space
 
     @property
