@@ -145,3 +145,11 @@ def test_counting_takes_the_worst_trained_mask():
     ]
     found = counted(pictures, ["a"])
     assert found["honoured"]["count"] == 1 and found["honoured_other_masks"]["count"] == 1
+
+
+def test_a_model_that_never_saw_a_picture_says_what_never_seen_is():
+    bounds = Bounds(0.2, 0.6, 1.5, 100)
+    assert bounds.grade(0.1, 0.5) == IN_PART  # an easy picture stays below the median, whoever completes it
+    assert bounds.grade(0.1, 0.5, twin=0.55) == NEVER_SEEN
+    assert bounds.grade(0.1, 0.4, twin=0.55) == IN_PART
+    assert bounds.grade(0.5, 0.55, twin=0.55) == STILL  # it was never known, and nothing has changed

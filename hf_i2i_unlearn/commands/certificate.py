@@ -10,8 +10,9 @@ from ..data.decoding import picture_hash
 from ..data.reading import ImageReader
 from ..data.sources import first_rows
 from ..data.splits import build_splits
-from ..errors import NotForgotten
+from ..errors import InputError, NotForgotten
 from ..methods.corruptions import Corruption, Turns
+from ..models.auto import family_options, load_model
 from ..models.base import I2IModel
 from ..places import without_absolute
 from ..reporting.report import verification_page
@@ -37,11 +38,36 @@ def judge(
     batch: int,
     seed: int,
     progress: bool = True,
+    twin: I2IModel | None = None,
 ) -> dict:
-    """The verdicts of `Judge` under the masks of training and three others. forget, unseen: undecoded rows."""
+    """The verdicts of `Judge` under the masks of training and three others.
+
+    forget, unseen: undecoded rows. twin: a model that never saw the forget pictures.
+    """
     trained = masks_of(corruption)
-    judged = Judge(original, reader, trained, other_masks(original.grid, trained), batch, seed, progress)
+    judged = Judge(original, reader, trained, other_masks(original.grid, trained), batch, seed, progress, twin)
     return judged(model, forget, unseen)
+
+
+def load_twin(path: str | None, original: I2IModel, options: dict) -> I2IModel | None:
+    """The model of --never_saw, on the device of the original; None without.
+
+    Raises:
+        InputError: it is of another kind or size.
+    """
+    if path is None:
+        return None
+    twin = load_model(path, **{k: v for k, v in options.items() if k != "subfolder"})
+    if type(twin) is not type(getattr(original, "patched", original)) or twin.grid != original.grid:
+        raise InputError(
+            f"--never_saw '{path}' is a model of another kind or size than the original; give one that is like it."
+        )
+    return twin.to(next(original.parameters()).device).eval()
+
+
+def _options(run) -> dict:
+    """What the family's `from_pretrained` takes of a run's options."""
+    return family_options(vars(run.args), family=type(getattr(run.original, "patched", run.original)))
 
 
 def unseen_rows(args, rows: dict[str, list], names_pictures: bool) -> tuple[list, str, bool]:
@@ -68,7 +94,7 @@ def certify(run, trainer) -> dict:
     size = run.training.per_device_eval_batch_size
     verdicts = judge(
         run.model, run.original, run.reader.plain, run.corruption, forget, unseen, size, run.training.seed,
-        not run.training.disable_tqdm,
+        not run.training.disable_tqdm, load_twin(args.never_saw, run.original, _options(run)),
     )  # fmt: skip
     counts = accounting.counts
     for picture in verdicts["pictures"]:
@@ -156,7 +182,10 @@ def verify(args, run: dict) -> dict:
     forget = first_rows(splits.forget, args.eval_samples)
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
     corruption = parse_corruption(certified["identity"]["corruption"], several=True)
-    verdicts = judge(pair.model, pair.original, pair.reader, corruption, forget, unseen, args.batch_size, certified["seed"])
+    options = family_options(folder.options, family=type(pair.original))
+    twin = load_twin(args.never_saw, pair.original, options)
+    size, seed = args.batch_size, certified["seed"]
+    verdicts = judge(pair.model, pair.original, pair.reader, corruption, forget, unseen, size, seed, twin=twin)
     same, checks = _checks(splits, RunFolder(args.model), certified)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -118,6 +118,13 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
+    never_saw: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model trained like the original but without the forget pictures, where there is one: a verdict then "
+            "compares each picture with what that model makes of it."
+        },
+    )
     require_forgotten: float | None = field(
         default=None,
         metadata={

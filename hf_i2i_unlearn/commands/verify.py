@@ -33,6 +33,13 @@ class VerifyArguments(SplitArguments):
         default=None, metadata={"help": "The output folder of the run that was certified; that of the model if not given."}
     )
     original: str | None = field(default=None, metadata={"help": "The original checkpoint, where it has moved."})
+    never_saw: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model trained like the original but without the forget pictures, where there is one: a verdict then "
+            "compares each picture with what that model makes of it."
+        },
+    )
     require_forgotten: float = field(
         default=0.95, metadata={"help": "The share of the pictures that must not be completed any longer."}
     )

@@ -141,7 +141,7 @@ class Study:
         best = {k: v for k, v in found["attackers"][0].items() if k != "curve"}
         drift = float((now - self.reference).square().sum() / hole_size(model, self.corruption, now))
         curve = found["attackers"][0]["curve"]
-        judge = Judge(self.original, self.setting.reader, [self.corruption], [], seed=self.seed, progress=False)
+        judge = Judge(self.original, self.setting.reader, [self.corruption], [], seed=self.seed, progress=False, twin=self.twin)
         honoured = judge(model, self.known, [*self.unseen, *self.chosen_by])["honoured"]
         return errors | {
             "drift": drift,
