@@ -98,11 +98,9 @@ class Study:
             completions there, "known": hole error on the known ones, "honoured": {"count", "of", ...} of `Judge`, "start",
             "lowest": on the half that the attacker has not, before the attack and at its best, "attacker", "came_back"}]
         """
-        rows = [self._row("never saw them", lambda: (self.twin, 0.0))] if self.twin is not None else []
-        rows.append(self._row("knows them by heart", lambda: (self.original, 0.0)))
-        for stage in stages:
-            facts = asdict(stage) | {"method": stage.method.name}
-            rows.append(self._row(stage.name, lambda stage=stage: self._tuned(stage), facts))
+        rows = [self._row("never saw them", lambda: (self.twin, 0.0, None))] if self.twin is not None else []
+        rows.append(self._row("knows them by heart", lambda: (self.original, 0.0, None)))
+        rows += [self._row(stage.name, lambda stage=stage: self._trained(stage), self._facts(stage)) for stage in stages]
         memorised = next(row["start"] for row in rows if row["name"] == "knows them by heart")
         twin = next((row["lowest"] for row in rows if row["name"] == "never saw them"), None)
         for row in rows:
@@ -110,25 +108,44 @@ class Study:
             row["came_back"] = came_back(row["lowest"], reference, memorised)
         return rows
 
+    def _facts(self, stage: Stage) -> dict:
+        """What the weights of a stage depend on, as it is read again."""
+        key = {"stage": asdict(stage) | {"method": stage.method.name}, "seed": self.seed, "corruption": str(self.corruption)}
+        return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16]}))
+
     def _row(self, name, make, facts=None):
+        """What is measured of the model that `make` gives, with the seconds and the rate of its training."""
         file = self.folder / f"{name}.json" if self.folder else None
-        key = {"stage": facts, "seed": self.seed, "attackers": [self.weights, self.rates, self.steps]}
-        key |= {"original": hash_weights(self.original)[:16], "corruption": str(self.corruption)}
-        key = json.loads(json.dumps(key))  # as it is read again
-        if file is not None and (known := read_kept(file, key)):
-            if facts:
-                self.models[name] = self._trainable(self.original).eval()
-                self.models[name].load_weights(self.folder / name)
+        twin = hash_weights(self.twin)[:16] if self.twin is not None else None
+        attackers = [list(self.weights), list(self.rates), self.steps]
+        key = {"facts": facts, "attackers": attackers, "twin": twin, "original": hash_weights(self.original)[:16]}
+        known = read_kept(file, key) if file is not None else None
+        if known and not facts:
+            return known
+        model, seconds, rate = make()
+        self.models[name] = model
+        if known:
             return known
         print(f"study: {name}", flush=True)
-        model, seconds, *rate = make()
-        self.models[name] = model
-        if file is not None and facts:
-            model.save_pretrained(self.folder / name)
-        row = {"name": name, "seconds": round(seconds, 1), "learning_rate": rate[0] if rate else None} | self._measure(model)
+        row = {"name": name, "seconds": round(seconds, 1), "learning_rate": rate} | self._measure(model)
         if file is not None:
             write_kept(file, key, row)
         return row
+
+    def _trained(self, stage: Stage):
+        """(the model, seconds of training, learning rate), from the folder if it is there."""
+        place = self.folder / stage.name if self.folder else None
+        known = read_kept(place / "stage.json", self._facts(stage)) if place else None
+        if place and known:
+            model = self._trainable(self.original).eval()
+            model.load_weights(place)
+            return model, known["seconds"], known["rate"]
+        print(f"study: training {stage.name}", flush=True)
+        model, seconds, rate = self._tuned(stage)
+        if place:
+            model.save_pretrained(place)
+            write_kept(place / "stage.json", self._facts(stage), {"seconds": seconds, "rate": rate})
+        return model, seconds, rate
 
     def _measure(self, model):
         sets = {"retain": self.unseen, "known": self.known}
