@@ -313,10 +313,7 @@ def test_other_families(tmp_path, recipe, capsys, family):
     page = (tmp_path / "out" / "results.md").read_text()
     assert "| max_loss" in page and f"`center:{grid // 2}`" in page
     (saved,) = (tmp_path / "out" / "models").iterdir()
-    assert (
-        yaml.safe_load((saved / "run.yaml").read_text())[{"diffusion": "denoising_steps", "mage": "decoding_steps"}[family]]
-        == 2
-    )
+    assert yaml.safe_load((saved / "run.yaml").read_text())["generation_steps"] == 2
 
 
 @pytest.mark.parametrize(

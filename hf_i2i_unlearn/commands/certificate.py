@@ -165,18 +165,19 @@ def require(request: dict, share: float | None) -> None:
         )
 
 
-def verify(args, run: dict) -> dict:
+def verify(args, run: dict, pair: Pair | None = None) -> dict:
     """The record of a verification, as `reporting.request` describes it, and "checks": sentences on pictures and weights.
 
     Args:
-        args: `VerifyArguments`. run: the options of the run that was certified.
+        args: `VerifyArguments`. run: the options of the run that was certified. pair: the models, where they are loaded
+            already.
 
     Raises:
         InputError: models or pictures that cannot be had.
     """
     folder = RunFolder(args.record or args.model)
     certified, device = folder.request, PartialState(cpu=args.use_cpu).device
-    pair = Pair.load(args.model, folder, device, args.original, args.on_corrupt, args.background)
+    pair = pair or Pair.load(args.model, folder, device, args.original, args.on_corrupt, args.background, args.generation_steps)
     splits = build_splits(args, certified)
     rows = {"retain": splits.eval_retain, "forget": splits.eval_forget}
     forget = first_rows(splits.forget, args.eval_samples)

@@ -31,6 +31,14 @@ COMMON = {
 }  # fmt: skip
 
 
+# Options by other names: those of older versions, which cards and run.yaml have, and that of diffusers.
+ALIASES = {
+    "denoising_steps": "generation_steps",
+    "decoding_steps": "generation_steps",
+    "num_inference_steps": "generation_steps",
+}
+
+
 class JsonDict(dict):
     """A dict option: JSON on the command line, a mapping in YAML."""
 
@@ -48,10 +56,10 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
     options and the common ones of the Trainer, `--help_all` every one.
 
     Raises:
-        InputError: the YAML file is missing, or names an unknown option.
+        InputError: the YAML file is missing, or it or the command line names an unknown option or a value that is none.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(
+    parser = _Parser(
         dataclasses, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
@@ -65,11 +73,44 @@ def parse(dataclasses, description: str, argv=None, demo: str | None = None):
         for action in parser._actions:
             if action.dest in trainer_options - COMMON:
                 action.help = argparse.SUPPRESS
-    file = _config_of(argv, demo)
+    file, known = _config_of(argv, demo), {action.dest: action for action in parser._actions}
     if file:
-        parser.set_defaults(**_read_yaml(file, {action.dest: action for action in parser._actions}))
-    parsed = parser.parse_args_into_dataclasses(args=argv)
-    return parsed[: len(dataclasses)]
+        parser.set_defaults(**_read_yaml(file, known))
+    *parsed, unknown = parser.parse_args_into_dataclasses([_by_its_name(word, known) for word in argv], True)
+    _refuse_unknown(unknown, known)
+    return tuple(parsed[: len(dataclasses)])
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one sentence; without the usage, which has two hundred options."""
+
+    def error(self, message):
+        raise InputError(f"{message[:1].upper()}{message[1:].rstrip('.')}; --help explains the options.")
+
+
+def _by_its_name(word: str, known) -> str:
+    """A word of the command line; an option by another name (`ALIASES`) gets its own."""
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word[2:].partition("=")
+    name = option.replace("-", "_")
+    real = ALIASES.get(name)
+    return f"--{real}{equals}{value}" if real in known and name not in known else word
+
+
+def _refuse_unknown(words: list[str], known) -> None:
+    """Raise InputError for what the parser left over, with the nearest options."""
+    if not words:
+        return
+    option = next((word for word in words if word.startswith("-")), words[0])
+    name = option.split("=")[0].lstrip("-").replace("-", "_")
+    others = {alias: real for alias, real in ALIASES.items() if real in known}
+    found = difflib.get_close_matches(name, [*known, *others], 3, 0.6)
+    near = list(dict.fromkeys(others.get(n, n) for n in found))
+    meant = f"did you mean {' or '.join(f'--{n}' for n in near)}?" if near else "--help_all lists the options."
+    if not option.startswith("-"):
+        raise InputError(f"'{option}' belongs to no option; options are written --name value.")
+    raise InputError(f"'{option.split('=')[0]}' is no option; {meant}")
 
 
 def given_options(argv=None, demo: str | None = None) -> set[str]:
@@ -82,7 +123,7 @@ def given_options(argv=None, demo: str | None = None) -> set[str]:
 
 def _config_of(argv: list[str], demo: str | None) -> str | None:
     """The configuration that a command line reads: that of `--config`, or the demo's without `--model`."""
-    config = argparse.ArgumentParser(add_help=False)
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     config.add_argument("--model")
     given, _ = config.parse_known_args(argv)
@@ -124,6 +165,9 @@ def _yaml_of(file) -> tuple[dict, dict]:
 
 def _read_yaml(file, known):
     options, as_written = _yaml_of(file)
+    for names in (options, as_written):
+        for name in [n for n in names if n not in known and ALIASES.get(n) in known]:
+            names.setdefault(ALIASES[name], names.pop(name))
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

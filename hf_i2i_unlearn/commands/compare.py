@@ -34,6 +34,7 @@ class Arguments(ObjectiveArguments, SplitArguments):
         default_factory=JsonDict,
         metadata={"help": 'Options of generation of the family, as JSON or in YAML, such as {"steps": 6}.'},
     )
+    generation_steps: int | None = field(default=None, metadata={"help": "Steps of generation (diffusion, MAGE)."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}."})
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Tried for every method."}
@@ -78,7 +79,11 @@ def main() -> None:
     methods = [find_method(word, args.variant) for word in args.methods]
     folder, path = Path(training.output_dir), DEMOS.get(args.model, args.model)
     disable_progress_bar()
-    original = load_original(path, args.generation).requires_grad_(False).to(training.device)
+
+    def load():
+        return load_original(path, args.generation, args.generation_steps)
+
+    original = load().requires_grad_(False).to(training.device)
     corruption, eval_corruption = (
         parse_corruption(word) for word in (args.corruption, args.eval_corruption or args.corruption)
     )
@@ -89,7 +94,7 @@ def main() -> None:
         folder, original, pictures.rows, reader, eval_corruption, training.seed, args.pictures, args.show_forgotten
     )
     runs = Comparison(
-        folder, lambda: load_original(path, args.generation), original, processor, pictures, training, corruption,
+        folder, load, original, processor, pictures, training, corruption,
         max(args.measure_at), frontier.measure, noise_maker(pictures.forget, reader, args.noise_rank, training.seed),
         find_distance(args.distance), background=args.background,
     )  # fmt: skip

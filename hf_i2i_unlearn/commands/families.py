@@ -50,7 +50,7 @@ class DiffusionArguments(RunArguments):
     subfolder: str | None = field(default=None, metadata={"help": "Folder in it of a U-Net to be taken without its pipeline."})
     image_size: int | None = field(default=None, metadata={"help": "Pixels a side [what the U-Net's config says]."})
     patch_size: int | None = field(default=None, metadata={"help": "Pixels a side of the patches T hides [a 16x16 grid]."})
-    denoising_steps: int | None = field(
+    generation_steps: int | None = field(
         default=None, metadata={"help": "Steps of generation [50]. The reference takes the full schedule."}
     )
     sampler: str | None = field(
@@ -112,7 +112,7 @@ def load_diffusion(args: DiffusionArguments, path: str):
     from ..models.diffusion.modeling import I2IUNet
 
     model = I2IUNet.from_pretrained(
-        path, subfolder=args.subfolder, steps=args.denoising_steps, image_size=args.image_size, patch_size=args.patch_size,
+        path, subfolder=args.subfolder, steps=args.generation_steps, image_size=args.image_size, patch_size=args.patch_size,
         combine=args.combine, teacher_condition=args.teacher_condition, frozen_levels=args.frozen_levels,
         frozen_conv_in=args.frozen_conv_in, train_time_embedding=args.train_time_embedding, prompt=args.prompt,
     )  # fmt: skip
@@ -150,7 +150,7 @@ class MageArguments(RunArguments):
     model: str = field(
         default="mnist-demo-mage", metadata={"help": "The original: Hub id or folder of a MageModel, or mnist-demo-mage."}
     )
-    decoding_steps: int = field(default=20, metadata={"help": "Steps of iterative decoding."})
+    generation_steps: int = field(default=20, metadata={"help": "Steps of generation, by iterative decoding."})
     temperature: float = field(default=6.0, metadata={"help": "Temperature of its confidence noise."})
     code_temperature: float = field(
         default=1.0, metadata={"help": "Of sampling the codes: below 1 likelier ones and less variety, 0 the likeliest."}
@@ -186,7 +186,7 @@ def load_mage(args: MageArguments, path: str):
     from ..models.mage.modeling import I2IMage
 
     model = I2IMage.from_pretrained(
-        path, steps=args.decoding_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
+        path, steps=args.generation_steps, temperature=args.temperature, margin=args.margin, blank_hole=args.blank_hole,
         mask_rate=None if args.mask_rate == "none" else args.mask_rate, train_word_embeddings=args.train_word_embeddings,
         feather=args.feather, code_temperature=args.code_temperature, toward_mean=args.toward_mean,
     )  # fmt: skip

@@ -171,6 +171,23 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
             "them as they are. A patch given as --model brings its original and those below it."
         },
     )
+    ledger: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --lora: a folder whose requests.json says which patch serves which request. The patch is trained "
+            "beside those that are on, is entered there, and all the others are checked with it. hf-i2i-unlearn withdraw, "
+            "renew and merge go on from there."
+        },
+    )
+    patch_training: str = field(
+        default="together",
+        metadata={
+            "choices": ["together", "alone"],
+            "help": "With other patches, of --patches or the ledger. together: they are switched on and off at random while "
+            "this one is trained, so that it holds with any of them withdrawn. alone: it is trained on the original alone and "
+            "added, which serves those who do not know one another's patches; many of them change retain pictures more.",
+        },
+    )
     merge: bool = field(
         default=False, metadata={"help": "With --lora: write a full checkpoint with all patches merged in, not a patch."}
     )
@@ -183,6 +200,12 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
         self.check_erasure()
         if self.erase and (self.lora or self.patches):
             raise InputError("--erase changes the original's own weights, which a patch leaves alone; merge patches first.")
+        if self.ledger and (not self.lora or self.merge or self.streaming):
+            what = "--streaming" if self.streaming else "--merge" if self.merge else "a run without --lora"
+            raise InputError(
+                f"A ledger is of patches and of pictures that can be counted, which {what} does not go with; give --lora true, "
+                "and merge afterwards: hf-i2i-unlearn merge."
+            )
         if self.merge and not self.lora:
             raise InputError(
                 "--merge merges the adapters of --lora into a full checkpoint; a run without --lora writes one anyway."

@@ -22,13 +22,21 @@ class Pair:
 
     @classmethod
     def load(
-        cls, path: str, folder: RunFolder, device, original: str | None = None, on_corrupt="refuse", background="white"
+        cls,
+        path: str,
+        folder: RunFolder,
+        device,
+        original: str | None = None,
+        on_corrupt="refuse",
+        background="white",
+        generation_steps: int | None = None,
     ) -> "Pair":
         """Load both.
 
         Args:
             path: folder or Hub id of the unlearned model. folder: of the run that made it.
             original: folder or Hub id; that of the run if None. on_corrupt, background: see `ImageReader`.
+            generation_steps: those of the run if None.
 
         Raises:
             InputError: a model that cannot be had, or models of different kinds.
@@ -41,11 +49,11 @@ class Pair:
         if not name:
             raise InputError(f"'{folder.path}' does not say what was unlearned; give --original.")
         found = DEMOS.get(name, name)
-        options = family_options(run, family=family_of(found, run.get("subfolder")))
+        options = family_options(run, generation_steps, family_of(found, run.get("subfolder")))
         before = load_model(found, run.get("patches") or (), **options).to(device).eval()
         after = load_model(path, **{k: v for k, v in options.items() if k != "subfolder"}).to(device).eval()
         if type(after) is not type(before) or after.grid != before.grid:
             raise InputError(f"'{path}' and the original '{name}' are models of different kinds or sizes.")
-        own = Path(path, "preprocessor_config.json").is_file()
-        processor = load_processor(path if own else found)
+        own = (str(p) for p in (path, folder.path) if Path(p, "preprocessor_config.json").is_file())
+        processor = load_processor(next(own, found))  # a pipeline has none
         return cls(after, before, ImageReader(processor, after.channels, None, on_corrupt, background), name)

@@ -66,7 +66,7 @@ class Arguments(SourceArguments):
         },
     )
     patch_size: int | None = field(default=None, metadata={"help": "Diffusion: side in pixels of the patches that T hides."})
-    denoising_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})
+    generation_steps: int = field(default=20, metadata={"help": "Diffusion: steps of generation, for samples and figures."})
     prediction_type: str = field(
         default="epsilon",
         metadata={"choices": ["epsilon", "v_prediction", "sample"], "help": "Diffusion: what a fresh U-Net learns to predict."},

@@ -121,7 +121,7 @@ def _stable_diffusion(folder: Path, tiny: bool) -> None:
     ).save_pretrained(folder)
 
 
-FEW_STEPS = ("--denoising_steps", "2")  # of generation, in the place of 50: the rest takes as long each
+FEW_STEPS = ("--generation_steps", "2")  # of generation, in the place of 50: the rest takes as long each
 PUBLISHED = {
     "mae-base": Published("MAE, ViT-B", 224, "center:8", _mae(False)),
     "mae-large": Published("MAE, ViT-L", 224, "center:8", _mae(True)),

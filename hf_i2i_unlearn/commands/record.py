@@ -85,7 +85,7 @@ def _usage(model, base_model: str, name: str) -> str:
         base = f"DEMOS[{base}]"
         lines.insert(0, "from hf_i2i_unlearn.loading import DEMOS  # this original comes with the package")
     lines += [f"original = {kind}.from_pretrained({base}{more})"]
-    if not model.patch.below:
+    if not (model.patch.below and model.patch.brings_others):
         return "\n".join([*lines, f'model = PeftModel.from_pretrained(original, "{name}")'])
     first, *others = names = [f"patch{i}" for i in range(len(model.patch.below) + 1)]
     paths = [*model.patch.below, name]

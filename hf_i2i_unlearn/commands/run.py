@@ -23,7 +23,7 @@ from ..methods.method import Method
 from ..methods.noise import Noise
 from ..models.auto import DEMOS, split_patch
 from ..models.base import I2IModel
-from ..models.patches import add_patch, load_patches, merge, original_of
+from ..models.patches import AdaptersOff, add_patch, load_patches, merge, original_of
 from ..reporting.hub import check_access
 from ..reporting.model_card import inherited_license, write_card
 from ..reporting.plots import completion_grid, to_show
@@ -35,6 +35,7 @@ from .certificate import certify, require, write_record
 from .cli import command_line
 from .console import LOG, speak, write_log
 from .erasing import erasing
+from .ledger import check_others, enter, others_of
 from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
 from .takedown import Takedown
@@ -75,7 +76,8 @@ class Run:
     Attributes:
         args, training: the options. path: folder or Hub id of the original; base_model: its name in cards.
         model: the target model, with the patch that is to be trained, if there is one. original: the original model.
-        patch: a line on that patch. reader: reads the pictures, with the augmentation of training.
+        patch: a line on that patch. below: folders or Hub ids of the patches that are on beside it.
+        reader: reads the pictures, with the augmentation of training.
         method, distance: of the loss. corruption, eval_corruption: T in training and in evaluation. noise: n.
         splits: the four sets. pairs: the training pairs. rows: {"retain", "forget"}: the evaluation pictures, undecoded.
         metrics: that are measured besides. erasure: what was erased, for the record, see `erasing`.
@@ -89,6 +91,7 @@ class Run:
     model: I2IModel
     original: I2IModel
     patch: str | None
+    below: list[str]
     processor: object
     reader: ImageReader
     method: Method
@@ -128,10 +131,11 @@ class Run:
         method, distance = find_method(args.method, args.variant), find_distance(args.distance)
         check_options(training, method, distance)
         base_model = next((name for name, demo in DEMOS.items() if demo == path), args.model)
-        patch = _put_patches(model, args, base_model)
-        original = original_of(model)
         corruption = parse_corruption(args.corruption, several=True)
         splits = build_splits(args)
+        below = [*(args.patches or []), *others_of(args, splits)]
+        patch = _put_patches(model, args, base_model, below)
+        original = original_of(model)
         augment = AUGMENTATIONS[args.augment]
         reader = ImageReader(processor, model.channels, augment, args.on_corrupt, args.background)
         noise = make_noise(
@@ -149,6 +153,7 @@ class Run:
             model=model,
             original=original,
             patch=patch,
+            below=below,
             processor=processor,
             reader=reader,
             method=method,
@@ -196,13 +201,14 @@ class Run:
         return trainer
 
 
-def unlearn(run: Run, recipe: str) -> dict:
+def unlearn(run: Run, recipe: str, check: bool = True) -> dict:
     """Unlearn, evaluate, and write checkpoint or patch, processor, card, picture, figures and options to `training.output_dir`.
 
     With `training.push_to_hub` the finished folder is then pushed.
 
     Args:
         recipe: the recipe's path in the repository, for the command in the card.
+        check: whether the other requests of the run's ledger are checked afterwards.
 
     Returns:
         What `Evaluator` returned.
@@ -218,6 +224,7 @@ def unlearn(run: Run, recipe: str) -> dict:
         run.takedown.start(run, trainer)
     trainer.train(resume_from_checkpoint=resume)
     run.model, run.original = trainer.whole_model(), trainer.original or run.original  # under FSDP they are others
+    _put_others(run)
     result, bound = _measure(run, trainer), trainer.bound_report()
     request = certify(run, trainer) if is_main else {}
     if run.args.pictures and is_main:
@@ -228,19 +235,40 @@ def unlearn(run: Run, recipe: str) -> dict:
     if is_main:
         _document(run, trainer, result, bound, request, command_line(recipe, run.args.private))
         _report(run, result, bound, request)
+        if run.args.ledger:
+            enter(run.args, run.training.output_dir, request)
+            if check:
+                check_others(run.args, request)
         require(request, run.args.require_forgotten)
         if run.training.push_to_hub:
             print(f"Pushed: {trainer.push_to_hub()}")
     return result
 
 
-def _put_patches(model: I2IModel, args: RunArguments, base_model: str) -> str | None:
+def _put_patches(model: I2IModel, args: RunArguments, base_model: str, below: list[str]) -> str | None:
     """Put the patches below on the model, and the one to be trained; a line on the latter."""
-    if args.patches:
-        load_patches(model, args.patches)
+    if below and not (args.lora and args.patch_training == "alone"):
+        load_patches(model, below)
         if not args.lora:  # a full run goes on from the patched weights
             merge(model)
-    return add_patch(model, base_model, args.lora_rank, args.lora_alpha, args.lora_targets) if args.lora else None
+    if not args.lora:
+        return None
+    line = add_patch(model, base_model, args.lora_rank, args.lora_alpha, args.lora_targets)
+    model.patch.brings_others = not args.ledger  # with a ledger that says who is on
+    return line
+
+
+def _put_others(run: Run) -> None:
+    """After training: the patches that were left out come on, for it is with them that the new one is measured.
+
+    With a ledger all is compared with the original without any patch.
+    """
+    if not run.model.patch:
+        return
+    if run.args.patch_training == "alone" and run.below:
+        load_patches(run.model, run.below)
+    if run.args.ledger:
+        run.original = AdaptersOff(run.model, alone=True)
 
 
 def _measure(run: Run, trainer) -> dict:

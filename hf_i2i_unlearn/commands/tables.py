@@ -160,7 +160,7 @@ def prepare(args: Arguments, training: UnlearningConfig):
     key = "mse" if args.select_by == "mse" or not networks else f"{args.select_by} 0"
     tuning = Tuning(
         runs, evaluator, corruptions, args, key, find_method("ours", args.variant),
-        lambda save, setting, step: write_saved_run(save, args, original.family, next(iter(corruptions)), setting, step),
+        lambda save, setting, step: write_saved_run(save, args, next(iter(corruptions)), setting, step),
     )  # fmt: skip
     methods = [find_method(word, args.variant) for word in args.methods]
     return PaperTables(
@@ -173,7 +173,7 @@ def private(args: Arguments) -> tuple[str, ...]:
     return () if args.card_names else ("forget_values", "forget_rows")
 
 
-def write_saved_run(save, args: Arguments, family: str, eval_corruption: str, setting, step: int) -> None:
+def write_saved_run(save, args: Arguments, eval_corruption: str, setting, step: int) -> None:
     """run.yaml beside saved weights, as `evaluate` and `audit` read it."""
     import yaml
 
@@ -184,9 +184,8 @@ def write_saved_run(save, args: Arguments, family: str, eval_corruption: str, se
     options = {f.name: getattr(args, f.name) for f in fields(SplitArguments) if f.name not in left_out}
     options |= {name: getattr(args, name) for name in ("model", "corruption", "on_corrupt", "augment", "noise_rank")}
     options |= {"eval_corruption": eval_corruption, "max_steps": step}
-    steps = {"mage": "decoding_steps", "diffusion": "denoising_steps"}.get(family, "steps")
     generation = dict(args.generation) | ({} if args.generation_steps is None else {"steps": args.generation_steps})
-    options |= {steps if k == "steps" else k: v for k, v in generation.items()}
+    options |= {"generation_steps" if k == "steps" else k: v for k, v in generation.items()}
     own = {f.name: getattr(setting, f.name) for f in fields(setting) if f.name not in ("proxy", "lora", "retain_per_class")}
     text = yaml.safe_dump(options | own | {"method": setting.method.name}, sort_keys=False)
     write_text(save / OPTIONS, text)

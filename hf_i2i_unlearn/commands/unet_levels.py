@@ -1,7 +1,7 @@
 """Which levels of a U-Net's encoder does its decoder rely on? What can be unlearned is in those.
 
     hf-i2i-unlearn unet-levels --model model_cards/photos-unet --dataset photos-32 --corruption center:4 --patch_size 4 \
-        --denoising_steps 8 --eval_samples 200 --features classifier:model_cards/photos-classifier
+        --generation_steps 8 --eval_samples 200 --features classifier:model_cards/photos-classifier
 
 Eq. 10 moves the representation of forget pictures to that of noise. This puts noise's own representation E0(T(n)) in its place,
 in all levels or from one down block on, and completes pictures with it: the most that unlearning can do where the levels before
@@ -23,7 +23,7 @@ class Arguments(SourceArguments):
     model: str = field(default="mnist-demo-unet", metadata={"help": "Folder or Hub id of a U-Net over pixels."})
     corruption: str = field(default="center:8", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     patch_size: int | None = field(default=None, metadata={"help": "Pixels a side of the patches T hides [the model's own]."})
-    denoising_steps: int = field(default=50, metadata={"help": "Steps of generation."})
+    generation_steps: int = field(default=50, metadata={"help": "Steps of generation."})
     features: list[str] = field(
         default_factory=list, metadata={"help": f"Networks to measure by besides the error, several of: {FEATURES_HELP}."}
     )
@@ -47,7 +47,7 @@ def main() -> None:
     from ..originals.quality import original_table
 
     path = DEMOS.get(args.model, args.model)
-    model = I2IUNet.from_pretrained(path, patch_size=args.patch_size, steps=args.denoising_steps).eval()
+    model = I2IUNet.from_pretrained(path, patch_size=args.patch_size, steps=args.generation_steps).eval()
     if hasattr(model, "vae"):
         raise InputError(f"'{args.model}' works on latents; this looks at U-Nets over pixels.")
     corruption = parse_corruption(args.corruption)
@@ -66,7 +66,7 @@ def main() -> None:
     results = {"no level": evaluator(model)}
     for name in levels_of(model.model):
         results[name] = evaluator(with_noise(model, name, args.seed))
-    how = f"{args.corruption}, {args.denoising_steps} steps, seed {args.seed}"
+    how = f"{args.corruption}, {args.generation_steps} steps, seed {args.seed}"
     print(f"{len(rows)} pictures of split '{args.eval_split}', {how}\n")
     lines = []
     for name, result in results.items():

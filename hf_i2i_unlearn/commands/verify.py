@@ -48,6 +48,9 @@ class VerifyArguments(SplitArguments):
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
     batch_size: int = field(default=64, metadata={"help": "Pictures per pass."})
+    generation_steps: int | None = field(
+        default=None, metadata={"help": "Steps of generation (diffusion, MAGE); those of the run if not given."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})
     verbose: bool = field(default=False, metadata={"help": "Print what stands behind the line as well."})
 

@@ -12,6 +12,7 @@ from ..demo import DEMOS
 from ..errors import InputError
 from ..places import resolved
 from .base import HUB, PATCHES_FILE, I2IModel
+from .ledger import FILE, Ledger
 from .patches import load_patches
 
 # What config.json calls the model (`model_type` of transformers, `_class_name` of diffusers) -> module:class. A family is
@@ -31,7 +32,7 @@ def load_model(path: str, patches: Sequence[str] = (), family: type[I2IModel] | 
 
     Args:
         path: Hub id or folder of a checkpoint, of a diffusers pipeline, or of a patch, which brings its original and the
-            patches below it; or a demo's name.
+            patches below it; a folder with a ledger, which brings the original and all patches that are on; or a demo's name.
         patches: Hub ids or folders of patches to put on top, in this order.
         family: a class that reads the checkpoint, such as one of your own: a subclass of `I2IModel` with a class method
             `from_pretrained(path, **options)`. None finds one of the package's by `family_of`.
@@ -43,9 +44,9 @@ def load_model(path: str, patches: Sequence[str] = (), family: type[I2IModel] | 
     check_family(family)
     hub = {name: options[name] for name in HUB if name in options}
     original, below = split_patch(path, **hub)
-    if below:
+    if below or original != path:
         revision = options.pop("revision", None)
-        if revision is not None:  # peft takes a patch from the main branch
+        if revision is not None and below:  # peft takes a patch from the main branch
             below[-1] = snapshot_download(path, revision=revision, **{name: options[name] for name in HUB if name in options})
         return load_model(original, [*below, *patches], family, **options)
     path = DEMOS.get(path, path)
@@ -108,23 +109,27 @@ def family_options(run: dict, generation_steps: int | None = None, family: type[
 
     Args:
         run: the options, as its run.yaml holds them. What is None or "none" there is left to the family.
-        generation_steps: takes the place of the run's `steps`, if it has them.
+        generation_steps: takes the place of the run's, if the family has such steps.
         family: whose `run_options` count; None: those of all families of the package.
     """
     families = [family] if family else [family_class(kind) for kind in FAMILIES]
     names = {name: argument for one in families for name, argument in one.run_options.items()}
     found = {names[name]: value for name, value in run.items() if name in names and value not in (None, "none")}
-    if generation_steps is not None and "steps" in found:
+    if generation_steps is not None and ("steps" in found or family and "steps" in names.values()):
         found["steps"] = generation_steps
     return found
 
 
 def split_patch(path: str, **hub) -> tuple[str, list[str]]:
-    """A patch as its original and the patches on it, itself last; anything else as (path, []).
+    """A patch as its original and the patches on it, itself last; a ledger's folder likewise; anything else as (path, []).
 
     Raises:
-        InputError: nothing there, or a patch that does not name its original.
+        InputError: nothing there, a patch that does not name its original, or a ledger whose patches are not as entered.
     """
+    if path not in DEMOS and Path(path, FILE).is_file():
+        ledger = Ledger(path)
+        ledger.check_patches()
+        return str(ledger.original), [ledger.patch(entry) for entry in ledger.active]
     config = None if path in DEMOS else config_file(path, "adapter_config.json", **hub)
     if config is None:
         return path, []

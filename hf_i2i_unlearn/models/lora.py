@@ -1,9 +1,11 @@
 """LoRA adapters on a model, by `peft`. Importing this module takes peft; `patches` does so when a patch is asked for."""
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from peft import (
@@ -26,6 +28,8 @@ from .lora_layers import anchored
 
 NAME = "default"  # of the adapter that is trained; those below it are numbered
 
+TURNS = 3  # a stream of random numbers of its own
+
 
 class Patch:
     """The adapter of an `I2IModel` that is trained, saved and loaded in the place of its weights (`I2IModel.patch`).
@@ -36,7 +40,10 @@ class Patch:
     Attributes:
         peft: peft's model around the inner one, whose layers it has replaced.
         below: Hub ids or folders of the patches under the adapter that is trained.
+        brings_others: whether a saved patch names those below it, so that `load_model` brings them along.
     """
+
+    brings_others = True
 
     def __init__(self, i2i: I2IModel, config: PeftConfig, name: str):
         self.thawed = [p for p in i2i.parameters() if p.requires_grad]  # to be trainable again when all is merged
@@ -46,7 +53,10 @@ class Patch:
         self.below: list[str] = []
 
     def save_pretrained(self, folder) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which plain peft loads onto the original."""
+        """Write adapter_config.json and adapter_model.safetensors, which plain peft loads onto the original.
+
+        Of a U-Net of a pipeline pytorch_lora_weights.safetensors too, which `pipe.load_lora_weights` reads.
+        """
         if NAME not in self.peft.peft_config:
             raise InputError(f"Nothing was trained on the model since its patches were loaded: {', '.join(self.below)}.")
         folder = Path(folder)
@@ -58,7 +68,9 @@ class Patch:
         config.save_pretrained(
             str(folder), auto_mapping_dict={"base_model_class": inner.__name__, "parent_library": inner.__module__}
         )
-        if self.below:
+        if hasattr(self.peft.base_model.model, "load_lora_adapter"):  # what pipelines load adapters into
+            save_for_pipelines(folder, weights, config)
+        if self.below and self.brings_others:
             (folder / PATCHES_FILE).write_text(json.dumps(self.below, indent=1))
 
     def load_weights(self, folder) -> None:
@@ -88,6 +100,59 @@ class Patch:
         tuner.set_adapter([*tuner.peft_config], inference_mode=True)
         if name is not None:
             tuner.set_requires_grad(name)
+
+    def take_turns(self, seed: int, step: int) -> None:
+        """Let the trained adapter act, and some of those below it: one draw a step, the same in every process and run.
+
+        In half of the steps it is alone, where forgetting is hardest: others that act help. In the other half the number of
+        those that act is uniform from none to all, so that with many of them both ends still come up.
+        """
+        generator = np.random.default_rng([seed, step, TURNS])
+        share = generator.random() if generator.random() < 0.5 else 0.0
+        below = [name for name in self.peft.peft_config if name != NAME]
+        self._act([name for name in below if generator.random() < share] + [NAME])
+
+    def all_on(self) -> None:
+        """Let all adapters act."""
+        self._act([*self.peft.peft_config])
+
+    @contextlib.contextmanager
+    def off(self, alone: bool = False):
+        """Within it the trained adapter does not act; `alone`: nor do those below it."""
+        layers = self.layers()
+        acting, learning = layers[0].active_adapters, self._learning()
+        others = [] if alone else [name for name in acting if name != NAME]
+        for layer in layers:
+            if others:
+                layer.set_adapter(others, inference_mode=True)
+            else:
+                layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            self._act(acting, learning)
+
+    def _act(self, names, learning=None):
+        """Let these adapters act; what learns goes on learning."""
+        learning = self._learning() if learning is None else learning
+        for layer in self.layers():
+            layer.set_adapter(names, inference_mode=True)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+    def _learning(self):
+        return [p for name, p in self.peft.named_parameters() if p.requires_grad]
+
+
+def save_for_pipelines(folder: Path, weights: dict[str, torch.Tensor], config: PeftConfig) -> None:
+    """Write a U-Net's adapter as pipelines of diffusers read it: other keys, and rank and scale in the file's metadata."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    layers = {name.removeprefix("base_model.model."): w.contiguous() for name, w in weights.items()}
+    facts = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(folder, layers, unet_lora_adapter_metadata=facts)
 
 
 def put_adapter(i2i: I2IModel, config: PeftConfig, name: str) -> Patch:

@@ -13,28 +13,31 @@ from .base import I2IModel
 
 
 class AdaptersOff(nn.Module):
-    """The original model without a second copy of its weights: `i2i` with its adapters off, in eval mode, without gradient.
+    """The original model without a second copy of its weights: `i2i` with its adapter off, in eval mode, without gradient.
 
-    Every method of `i2i` can be called on it. `i2i` must have no patch but the one that is trained.
+    Every method of `i2i` can be called on it. Patches below the one that is trained act or not, as they do at that moment.
+
+    Args:
+        i2i: has a patch on it. alone: switch the patches below off as well.
     """
 
-    def __init__(self, i2i: I2IModel):
+    def __init__(self, i2i: I2IModel, alone: bool = False):
         super().__init__()
-        self.patched = i2i
+        self.patched, self.is_alone = i2i, alone
+
+    @property
+    def alone(self) -> "AdaptersOff":
+        """The original without any patch."""
+        return AdaptersOff(self.patched, alone=True)
 
     @contextlib.contextmanager
     def _off(self):
         modes = [(module, module.training) for module in self.patched.modules()]
-        layers = self.patched.patch.layers()
         self.patched.eval()
-        for layer in layers:
-            layer.enable_adapters(False)
         try:
-            with torch.no_grad():
+            with self.patched.patch.off(self.is_alone), torch.no_grad():
                 yield
         finally:
-            for layer in layers:
-                layer.enable_adapters(True)
             for module, mode in modes:
                 module.training = mode
 
@@ -65,9 +68,10 @@ class AdaptersOff(nn.Module):
 def original_of(i2i: I2IModel):
     """The original of a model that is about to be trained: itself with a fresh adapter off, else a frozen copy.
 
-    What lies below a new adapter belongs to the original: what earlier patches made the model forget stays forgotten.
+    Where there are patches below a new adapter, they act in the original whenever they act in the model (`Patch.take_turns`):
+    what they made it forget stays forgotten with them, and is no concern of the new one without.
     """
-    return AdaptersOff(i2i) if i2i.patch and i2i.patch.is_fresh and not i2i.patch.below else i2i.frozen_copy()
+    return AdaptersOff(i2i) if i2i.patch and i2i.patch.is_fresh else i2i.frozen_copy()
 
 
 def add_patch(i2i: I2IModel, base: str, rank: int = 8, alpha: float = 32, targets: list[str] | None = None) -> str:

@@ -20,7 +20,7 @@ def make_model(args):
 
     Args:
         args: the options of `commands.pretrain.Arguments`; what is read of them: family, model, stage, init,
-            adversarial_weight, informed_start, dropout, generation, patch_size, denoising_steps and prediction_type.
+            adversarial_weight, informed_start, dropout, generation, patch_size, generation_steps and prediction_type.
 
     Raises:
         InputError: options that the family does not have or that do not fit each other.
@@ -57,7 +57,7 @@ def make_mae(args):
 
 def make_unet(args):
     """A fresh Palette U-Net, or that of `args.init`, its encoder with more attention where `args.model` says so."""
-    options = {"patch_size": args.patch_size, "steps": args.denoising_steps}
+    options = {"patch_size": args.patch_size, "steps": args.generation_steps}
     if not args.init:
         # Palette's schedule; Palette itself predicts the noise.
         scheduler = DDPMScheduler(2000, beta_start=1e-6, beta_end=0.01, prediction_type=args.prediction_type)

@@ -31,9 +31,9 @@ class Accounting:
     """
 
     def __init__(self, pairs, corruption, method):
-        hashes = sorted(map(picture_hash, pairs.forget.dataset)) if isinstance(pairs, ForgetRetainPairs) else None
+        hashes = list(map(picture_hash, pairs.forget.dataset)) if isinstance(pairs, ForgetRetainPairs) else None
         self.identity = {
-            "forget": content_hash(hashes) if hashes is not None else None,
+            "forget": request_hash(hashes) if hashes is not None else None,
             "corruption": str(corruption),
             "method": str(method),
         }
@@ -73,6 +73,11 @@ class Accounting:
                     "options of that run, or start this one in a new --output_dir."
                 )
         self._mine = Counter(found.get("trained", {})) if is_main else Counter()
+
+
+def request_hash(hashes) -> str:
+    """Of a set of pictures, by theirs (`picture_hash`): whatever their order."""
+    return content_hash(sorted(hashes))
 
 
 def check_steps(args, pairs) -> None:

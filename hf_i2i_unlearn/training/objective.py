@@ -149,10 +149,11 @@ class Objective:
 
     def _encoded_noise(self, like, mask, count):
         """E0(T(n)) of `count` draws in chunks, each (up to 64, ...)."""
+        original = getattr(self.original, "alone", self.original)  # one target, whichever patches are on at that moment
         for start in range(0, count, 64):
             numbers = range(start, min(start + 64, count))
             pictures = self.target.shared_pictures(self.noise, like, [seeds_for(self.seed, i, 1)[0] for i in numbers])
-            yield self.original(pictures, mask.expand(len(pictures), *mask.shape[1:]))
+            yield original(pictures, mask.expand(len(pictures), *mask.shape[1:]))
 
     def _output(self, model, halves: Halves):
         """The family's training loss with x_r for target, and with the method's target on the forget half."""

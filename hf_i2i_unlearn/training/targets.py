@@ -47,6 +47,8 @@ def check_cacheable(model: I2IModel, corruption: Corruption, augment, train_data
         reason = "augmentation changes the pictures each time; train without"
     elif model.draws_beside_t:
         reason = f"an encoder pass of the family '{model.family}' draws more than T (noise, time or tokens), anew each time"
+    elif model.patch and model.patch.below:
+        reason = "the patches below are switched on and off in training; train this one alone, by --patch_training alone"
     elif isinstance(train_dataset, ForgetRetainStream):
         reason = "the pictures of a stream have no numbers to find them by; train without streaming"
     else:

@@ -25,6 +25,7 @@ from .base_trainer import I2ITrainer
 from .config import UnlearningConfig, check_options
 from .control import RetainBound, StopAtForgetDistance
 from .objective import Objective, settled_noise_target
+from .patch_turns import PatchTurns
 from .targets import TargetStore, check_cacheable
 
 BOUND_FILE = "retain_bound.json"
@@ -47,7 +48,8 @@ class UnlearningTrainer(I2ITrainer):
         eval_dataset: {"forget": rows, "retain": rows} of undecoded rows, or None for no evaluation during training.
         eval_corruption: T in evaluation, one; `corruption`, or its first one, if None.
         noise: the distribution of n; N(0, I) if None.
-        original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off.
+        original: the original model; a frozen copy of `model` if None, or `model` itself with its fresh patch off. Patches
+            below that one take turns: each step some of them act, in model and original alike.
         augment, on_corrupt: see `ImageReader`; reader: one that is there already, in their place.
         method: one of `METHODS`, or your own `Method`. distance: one of `DISTANCES`, or your own `Distance`.
         metrics: `Metric`s that evaluation adds to its figures.
@@ -129,6 +131,12 @@ class UnlearningTrainer(I2ITrainer):
             self.add_callback(_StepBound(self))
         if args.patience:
             self.add_callback(EarlyStoppingCallback(args.patience, args.patience_threshold))
+        if self.i2i.patch and self.i2i.patch.below:
+            if self.is_fsdp_enabled:
+                raise InputError(
+                    "Patches that take turns do not go with FSDP; train this one alone, by --patch_training alone."
+                )
+            self.add_callback(PatchTurns(self.i2i.patch))
         if args.stop_at_forget_distance is not None:
             self.add_callback(StopAtForgetDistance(args.stop_at_forget_distance, rising=self.method.sign < 0))
 

@@ -57,7 +57,7 @@ class I2IMage(I2IModel):
     """
 
     family = "mage"
-    run_options = {"decoding_steps": "steps"} | {
+    run_options = {"decoding_steps": "steps", "generation_steps": "steps"} | {
         name: name for name in (
             "subfolder", "temperature", "code_temperature", "toward_mean", "margin", "mask_rate", "blank_hole",
             "train_word_embeddings", "feather",
