@@ -183,7 +183,7 @@ def verify(args, run: dict, pair: Pair | None = None) -> dict:
     forget = first_rows(splits.forget, args.eval_samples)
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
     corruption = parse_corruption(certified["identity"]["corruption"], several=True)
-    options = family_options(folder.options, family=type(pair.original))
+    options = family_options(folder.options, family=type(pair.model))
     twin = load_twin(args.never_saw, pair.original, options)
     size, seed = args.batch_size, certified["seed"]
     verdicts = judge(pair.model, pair.original, pair.reader, corruption, forget, unseen, size, seed, twin=twin)
