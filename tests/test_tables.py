@@ -32,6 +32,7 @@ from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.experiments import tables
 from hf_i2i_unlearn.experiments.runs import FAILED, Comparison, NamedPictures, Setting
 from hf_i2i_unlearn.methods.noise import Uniform
+from hf_i2i_unlearn.reporting.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 T = "center:2"
@@ -96,8 +97,7 @@ def test_halves_and_figures(processor):
     evaluator = Evaluator(
         make_mae(0), pictures, ImageReader(processor, 3), CenterCrop(2), features=[make_network(), make_network(seed=6)]
     )
-    with pytest.warns(UserWarning):
-        result = evaluator(make_mae(1), progress=False)["retain select"]
+    result = evaluator(make_mae(1), progress=False)["retain select"]
     flat = tables.flat_figures(result)
     assert flat["mse"] == result["mse"] and flat["original_similarity whole 1"] == result["features"][2]["original_similarity"]
     assert flat["blank_fid hole 0"] == result["features"][1]["blank_fid"] and all(
@@ -260,7 +260,7 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
 
     # The weights of "ours" are there, as recipes/evaluate.py reads them, and give the figures of the page.
     (saved,) = (folder / "models").iterdir()
-    options = yaml.safe_load((saved / "run.yaml").read_text())
+    options = RunFolder(saved).options
     assert (
         options["model"] == checkpoint
         and options["alpha"] == alpha

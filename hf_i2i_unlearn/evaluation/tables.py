@@ -78,27 +78,31 @@ def feature_tables(results: dict[str, dict], title: str = "") -> list[dict]:
     """
     found, first = [], next(iter(results.values()))
     for place, how in enumerate(first["retain"].get("features", ())):
-        keys = [key for key in SCORES if key in how and not (key == "fid" and how["few_samples"])]
+        few = {s: first[s]["features"][place]["few_samples"] for s in ("retain", "forget")}
+        keys = [key for key in SCORES if key in how and not (key == "fid" and all(few.values()))]
         head = ["model", *(f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget"))]
         rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
         lines = []
         for model, (result, kind) in (rows | {name: (result, "") for name, result in results.items()}).items():
-            figures = [result[s]["features"][place].get(kind + key) for key in keys for s in ("retain", "forget")]
+            cells = [(key, s) for key in keys for s in few]
+            figures = [None if key == "fid" and few[s] else result[s]["features"][place].get(kind + key) for key, s in cells]
             lines.append([model, *("" if f is None else f"{f:.3g}" for f in figures)])
-        found.append({"title": title, "caption": describe_scores(how), "head": head, "rows": lines})
+        found.append({"title": title, "caption": describe_scores(how, any(few.values())), "head": head, "rows": lines})
     return found
 
 
-def describe_scores(how: dict) -> str:
-    """One line on how the figures of a row of "features" were measured."""
+def describe_scores(how: dict, few: bool | None = None) -> str:
+    """One line on how the figures of a row of "features" were measured.
+
+    few: whether a set has fewer pictures than there are dimensions; as in `how` if None.
+    """
     seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
-    few = (
-        " No Frechet distance is given, for it means nothing with fewer pictures than dimensions." if how["few_samples"] else ""
-    )
+    few = how["few_samples"] if few is None else few
+    why = " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing." if few else ""
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
         f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, "
-        f"{how['count']} pictures per set.{few}"
+        f"{how['count']} pictures per set.{why}"
     )
 
 

@@ -150,7 +150,7 @@ def card_summary(found: dict[str, dict[str, dict]]) -> dict:
         if how["network"] == network:
             seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
             for key in ("fid", "similarity", "accuracy"):
-                if not (key == "fid" and how["few_samples"]):
+                if not (key == "fid" and any(f[place]["few_samples"] for f in features.values())):
                     line(f"{METRICS[key]}, {seen}, {first}", {n: f[place] for n, f in features.items()}, key, "{:.3g}".format)
     for what in others:
         line(f"{metrics['mse'].title}, {what}", next(iter(found[what].values())), "mse", metrics["mse"].text)
