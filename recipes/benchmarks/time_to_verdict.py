@@ -112,6 +112,7 @@ class Arm:
             sys.exit(f"'{word}' is no arm; write KIND@RATE, with one of {', '.join(KINDS)}.")
         self.model = load_model(args.model)
         if self.kind == "lora":
+            torch.manual_seed(args.seed)  # an adapter starts at random
             add_patch(self.model, args.model)
         else:
             self.model.train_encoder_only()
