@@ -111,6 +111,10 @@ def test_unreadable_pictures_are_refused_or_skipped_with_their_pair(processor, b
         PairCollator(ImageReader(processor, 3))(pairs)
     batch = PairCollator(ImageReader(processor, 3, on_corrupt="skip"))(pairs)
     assert len(batch["forget"]) == len(batch["retain"]) == 2 and batch["skipped"] == 1
+    # The log names no forget picture, but gives its hash.
+    assert bad["image"]["path"] not in caplog.text and "of the forget set, sha256" in caplog.text
+    pairs[1]["forget"], pairs[1]["retain"] = pairs[1]["retain"], bad
+    PairCollator(ImageReader(processor, 3, on_corrupt="skip"))(pairs)
     assert bad["image"]["path"] in caplog.text
     with pytest.raises(InputError, match="All 1 pairs of a batch"):
         PairCollator(ImageReader(processor, 3, on_corrupt="skip"))(pairs[1:2])
@@ -150,7 +154,7 @@ def test_augmentation_is_reproducible_and_keeps_the_size(processor, name):
 
 def test_a_picture_that_comes_by_again_is_not_decoded_again(processor, monkeypatch):
     seen, real = [], ImageReader.decode
-    monkeypatch.setattr(ImageReader, "decode", lambda self, row, seed=0: seen.append(row) or real(self, row, seed))
+    monkeypatch.setattr(ImageReader, "decode", lambda self, row, *more: seen.append(row) or real(self, row, *more))
     pairs = ForgetRetainPairs(rows(4), rows(6, 100), seed=3)
     epochs = [[pairs[t] for t in range(4 * k, 4 * k + 4)] for k in range(3)]
 
