@@ -115,8 +115,9 @@ def test_exif_orientation_and_first_frames():
 @pytest.mark.parametrize("mode", ["1", "P", "L", "RGB", "CMYK", "YCbCr"])
 def test_other_modes(mode):
     picture = Image.fromarray((RAMP * 255).astype(np.uint8)).convert("RGB").convert(mode)
-    assert Decoder(3)(file(picture, "TIFF")).mode == "RGB"
-    assert mean(Decoder(1)(file(picture, "TIFF"))) == pytest.approx(0.5, abs=0.03)
+    written = file(picture, "TIFF", compression="tiff_lzw")  # some versions of Pillow cannot read their own raw YCbCr
+    assert Decoder(3)(written).mode == "RGB"
+    assert mean(Decoder(1)(written)) == pytest.approx(0.5, abs=0.03)
 
 
 def test_huge_jpegs_are_reduced_while_they_are_decoded():

@@ -160,9 +160,10 @@ def audited():
 def test_an_audit_of_objects(audited, reader):
     """Every part, in the stranger's own error, with verdicts in its name."""
     (model, original), _, more, found = audited
-    parts = {"relearning/unlearned", "relearning/original", "relearning/scrambled", "membership/forget", "membership/retain",
+    parts = {"memory/unlearned", "relearning/unlearned", "relearning/original", "relearning/scrambled", "membership/forget",
+             "membership/retain",
              "probe/classes", "probe/forget_retain", "leakage/center:2", "leakage/center:1"}  # fmt: skip
-    assert found["parts"].keys() == parts and len(found["verdicts"]) == 7 and found["overall"]
+    assert found["parts"].keys() == parts and len(found["verdicts"]) == 8 and found["overall"]
     leakage = found["parts"]["leakage/center:2"]
     wanted = evaluate(model, original, UNSEEN, reader, T, metrics=[Largest()], progress=False)["forget"]
     held = found["parts"]["leakage/center:2"]["count"]

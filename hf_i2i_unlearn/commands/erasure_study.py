@@ -32,7 +32,7 @@ class Arguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split to measure on; what is known of it is left out."})
     eval_samples: int = field(default=300, metadata={"help": "Pictures of it, evenly spread."})
-    corruption: str = field(default="center:3", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
+    corruption: str = field(default="center:8", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation of retain pictures."})
     methods: list[str] = field(
         default_factory=lambda: ["ours"], metadata={"help": f"What unlearns, of {', '.join(METHODS)}; ours first."}

@@ -42,7 +42,7 @@ class Arguments(SourceArguments):
         metadata={"help": "Stop when their mean error is this share of that of pictures like them; 0: take all steps."},
     )
     measure_every: int = field(default=100, metadata={"help": "Steps between those measurements."})
-    corruption: str = field(default="center:3", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
+    corruption: str = field(default="center:8", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation in training."})
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
@@ -79,7 +79,7 @@ class MemorisingConfig(PretrainingConfig):
 
 
 def main() -> None:
-    args, training = parse((Arguments, MemorisingConfig), __doc__)
+    args, training = parse((Arguments, MemorisingConfig), __doc__, demo="memorise_mnist_mae")
 
     from ..originals.memorise import memorise, write_pictures
 
