@@ -15,6 +15,7 @@ from hf_i2i_unlearn.audit.picture_verdicts import (
     STILL,
     Bounds,
     Judge,
+    Standing,
     counted,
     other_masks,
     so_many,
@@ -153,3 +154,15 @@ def test_a_model_that_never_saw_a_picture_says_what_never_seen_is():
     assert bounds.grade(0.1, 0.5, twin=0.55) == NEVER_SEEN
     assert bounds.grade(0.1, 0.4, twin=0.55) == IN_PART
     assert bounds.grade(0.5, 0.55, twin=0.55) == STILL  # it was never known, and nothing has changed
+
+
+def test_looks_during_training_compare_with_that_model_too(processor):
+    some = list(undecoded(make_dataset(24)))
+    original, model = make_mae(0).eval(), make_mae(1).eval()
+    found = []
+    for twin in (None, model):
+        judge = Judge(original, ImageReader(processor, 3), [CenterCrop(2)], [], progress=False, twin=twin)
+        done, of, _ = Standing(judge, some[:4], some[4:], some[4:8])(model)
+        assert done == judge(model, some[:4], some[4:])["honoured"]["count"] and of == 4
+        found.append(done)
+    assert found[1] >= found[0]

@@ -197,12 +197,15 @@ class Standing:
         judge, masks = self.judge, self.judge.trained
         if self._known is None:
             before = [self._errors(judge.original, rows) for rows in (self.forget, self.retain)]
-            self._known = judge.bounds(self.unseen, masks), *before
-        bounds, known, retained = self._known
+            twin = None if judge.twin is None else self._errors(judge.twin, self.forget)
+            self._known = judge.bounds(self.unseen, masks), twin, *before
+        bounds, twin, known, retained = self._known
         after, names = self._errors(model, self.forget), [str(t) for t in masks]
         grades = []
         for i in range(len(after[names[0]]["blank"])):
             errors = {t: {"blank": known[t]["blank"][i], "before": known[t]["errors"][i]} for t in names}
+            if twin is not None:
+                errors = {t: errors[t] | {"twin": twin[t]["errors"][i]} for t in names}
             cells = {t: _cell(bounds[t], errors[t] | {"after": after[t]["errors"][i]}) for t in names}
             grades.append(summary(cells, names, bounds)["grade"])
         judged = [grade for grade in grades if grade != NOTHING]

@@ -65,9 +65,10 @@ def load_twin(path: str | None, original: I2IModel, options: dict) -> I2IModel |
     return twin.to(next(original.parameters()).device).eval()
 
 
-def _options(run) -> dict:
-    """What the family's `from_pretrained` takes of a run's options."""
-    return family_options(vars(run.args), family=type(getattr(run.original, "patched", run.original)))
+def twin_of(run) -> I2IModel | None:
+    """The model of a run's --never_saw."""
+    options = family_options(vars(run.args), family=type(getattr(run.original, "patched", run.original)))
+    return load_twin(run.args.never_saw, run.original, options)
 
 
 def unseen_rows(args, rows: dict[str, list], names_pictures: bool) -> tuple[list, str, bool]:
@@ -94,7 +95,7 @@ def certify(run, trainer) -> dict:
     size = run.training.per_device_eval_batch_size
     verdicts = judge(
         run.model, run.original, run.reader.plain, run.corruption, forget, unseen, size, run.training.seed,
-        not run.training.disable_tqdm, load_twin(args.never_saw, run.original, _options(run)),
+        not run.training.disable_tqdm, twin_of(run),
     )  # fmt: skip
     counts = accounting.counts
     for picture in verdicts["pictures"]:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..methods.corruptions import CenterCrop, Corruption, RandomMask
 from ..models.base import I2IModel
 from ..training.control import StopWhen
-from .certificate import masks_of, unseen_rows
+from .certificate import masks_of, twin_of, unseen_rows
 from .words import find_distance, find_method
 
 SPLITS = ("validation", "test")  # that are looked for, to compare with
@@ -89,7 +89,7 @@ class Takedown:
         unseen, *_ = unseen_rows(args, rows, True)
         forget, retain = _some(first_rows(run.splits.forget, args.eval_samples), WATCHED), _some(rows["retain"], WATCHED)
         size, progress = training.per_device_eval_batch_size, not training.disable_tqdm
-        judge = Judge(run.original, run.reader.plain, masks, [], size, training.seed, progress)
+        judge = Judge(run.original, run.reader.plain, masks, [], size, training.seed, progress, twin_of(run))
         standing = Standing(judge, forget, unseen, retain)
 
         broken = 0
