@@ -94,7 +94,8 @@ def test_an_erasure_is_counted(planned):
 def test_a_takedown_looks_at_its_verdicts(planned):
     """It trains until they hold: the plan is of the most steps, with the looks on the way."""
     said = planned("mae-base", form="true", asked=("--forget_rows", "2,6"))
-    assert "steps            at most 1,200 of 2 pairs" in said and "looks at the verdicts" in said
+    assert "steps            at most 1,200 of 2 pairs" in said
+    assert planned("mae-base", asked=("--forget_rows", "2,6"))["seconds"]["looks at the verdicts"] > 0
 
 
 def test_a_run_that_is_refused_has_no_plan(planned):
