@@ -32,7 +32,7 @@ from .checkpoints import (
     publish_files,
     remove_aside,
 )
-from .interruption import EndOnSignal, StepClock
+from .interruption import Deaf, EndOnSignal, StepClock
 from .optimizers import with_muon
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,11 @@ class I2ITrainer(Trainer):
         if isinstance(self.train_dataset, Stream):
             # What the Trainer found when it sought a batch size that fits (auto_find_batch_size), not what was asked for.
             self.train_dataset.rows_per_batch = self._train_batch_size * self.args.world_size
-        return super().get_train_dataloader()
+        loader: Any = super().get_train_dataloader()
+        workers = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        if workers.num_workers:
+            workers.worker_init_fn = Deaf(workers.worker_init_fn)
+        return loader
 
     def _init_training_state(self, *args, **kwargs):
         # Overrides Trainer: on resuming it makes the batches it has seen, to pass over them; a stream reads no picture there.

@@ -4,6 +4,8 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import TrainerCallback
@@ -35,8 +37,7 @@ class EndOnSignal(TrainerCallback):
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told", True))
         try:
             yield
-        except RuntimeError as error:
-            # A scheduler that signals all processes of a job ends the data workers too, in the middle of a step.
+        except RuntimeError as error:  # workers that had not begun when the signal came
             if not self.told or "DataLoader worker" not in str(error):
                 raise
             raise Preempted(f"SIGTERM has ended this run and its data workers; {last_good(output_dir)}{GO_ON}") from error
@@ -56,6 +57,21 @@ class EndOnSignal(TrainerCallback):
 
 
 GO_ON = ". Go on with --resume_from_checkpoint true."
+
+
+@dataclass
+class Deaf:
+    """Starts a data worker that SIGTERM does not end.
+
+    A scheduler may signal all processes of a job, and the step that is under way needs its pictures. first: what else it does.
+    """
+
+    first: Callable[[int], object] | None
+
+    def __call__(self, number: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.first is not None:
+            self.first(number)
 
 
 class StepClock(TrainerCallback):

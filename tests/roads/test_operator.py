@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import CLASSES, make_dataset
 from helpers.close import assert_close
@@ -101,14 +102,27 @@ def test_the_signal_is_heard_in_training_alone(tmp_path, processor):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_data_workers_that_the_signal_ends_too(tmp_path, processor):
-    """A scheduler that signals a whole group ends them in the middle of a step: the run says what is left."""
+def test_a_scheduler_that_signals_the_data_workers_too(tmp_path, processor):
+    """They are deaf, so that the step that is under way has its pictures; one that had not begun is told of."""
+
+    def tell_all():
+        workers = psutil.Process().children(recursive=True)
+        assert workers
+        for process in workers:
+            process.terminate()
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(tmp_path, processor, dataloader_num_workers=1, callbacks=[At(3, tell_all)], **options)
+    with pytest.raises(Preempted, match="after step 3; '.*checkpoint-3' is saved"):
+        trainer.train()
 
     def end_all():
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
 
-    trainer = make_trainer(tmp_path, processor, max_steps=4, save_strategy="steps", save_steps=2, callbacks=[At(4, end_all)])
+    trainer = make_trainer(tmp_path / "ended", processor, callbacks=[At(4, end_all)], **options)
     with pytest.raises(Preempted, match="the last good checkpoint is .*checkpoint-2'. Go on with"):
         trainer.train()
 
