@@ -76,6 +76,8 @@ def test_what_is_cheaper(planned):
     assert used["disk"]["the result"] < 4 * used["weights"]
     lines = " ".join(planned("mae-base", "--max_steps", 9, "--corruption", "random:0.5")["cheaper"])
     assert "--cache_targets" not in lines and "--noise_target" not in lines  # T is another one each time
+    settled = planned("mae-base", "--max_steps", 9, "--noise_target", "auto")
+    assert "--noise_target" not in " ".join(settled["cheaper"]) and settled["seconds"]["targets"] > 0
     lines = " ".join(planned("palette", "--max_steps", 9)["cheaper"])
     assert "--cache_targets" not in lines and "--lora" in lines
 

@@ -218,6 +218,7 @@ def _train(run, folder: Path):
     """A few steps and a checkpoint: (the trainer, `Measured` with what they took)."""
     found, saving = Measured(), _Saving()
     trainer = replace(run, training=_short(run.training, folder), pairs=_few(run)).trainer()
+    run.training.noise_target = trainer.args.noise_target  # "auto" is settled
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(saving)
     with Memory(trainer.args.device) as memory:
