@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import make_dataset, make_mae
 from helpers.close import assert_close
+from huggingface_hub.utils import filter_repo_objects
 from test_mage import make_mage
 from test_unet import make_unet
 
@@ -16,6 +17,7 @@ from hf_i2i_unlearn import CenterCrop, ForgetRetainPairs, I2IMage, InputError, U
 from hf_i2i_unlearn.commands.erase import main as erase
 from hf_i2i_unlearn.commands.unlearn import main as unlearn
 from hf_i2i_unlearn.models.erasure import move_to_fresh
+from hf_i2i_unlearn.reporting.hub import NOT_PUSHED, PUSHED
 from hf_i2i_unlearn.reporting.run_folder import RunFolder
 from hf_i2i_unlearn.training.erasure import ErasureTrainer
 
@@ -150,7 +152,7 @@ def test_erased_at_once(words, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "erased"
     command(monkeypatch, unlearn, words, "--erase", "1.0", "--output_dir", str(folder))
     assert "start 100% anew" in capsys.readouterr().out
-    assert not (folder / "suppressed").exists()  # nothing of it would be left
+    assert not any(tmp_path.glob("*suppressed*"))  # nothing of it would be left
     record = json.loads((folder / "run.json").read_text())
     assert record["erasure"]["decoder"] is False and record["steps"] == 4 and record["decoder_untouched"]
     card = (folder / "README.md").read_text()
@@ -168,8 +170,13 @@ def test_a_share_goes_through_the_unlearned_model_and_is_resumed(words, tmp_path
     with pytest.raises(KeyboardInterrupt):
         command(monkeypatch, unlearn, words, *options)
     monkeypatch.undo()
-    assert (folder / "suppressed" / "finished").is_file()
+    kept = tmp_path / "erased-suppressed"  # which still knows the pictures
+    assert (kept / "finished").is_file()
     command(monkeypatch, unlearn, words, *options, "--resume_from_checkpoint", "true")
+    assert kept.is_dir() and set(RunFolder(folder).weight_files()) == {"model.safetensors"}
+    files = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
+    pushed = set(filter_repo_objects(files, allow_patterns=PUSHED, ignore_patterns=NOT_PUSHED))
+    assert "model.safetensors" in pushed and not any("suppressed" in name for name in pushed)
     one, other = load_model(str(whole)).state_dict(), load_model(str(folder)).state_dict()
     for name in one:
         assert_close(one[name], other[name])

@@ -10,6 +10,7 @@ from transformers import SchedulerType, TrainerCallback
 from ..errors import InputError
 from ..models.auto import load_model
 from ..models.erasure import move_to_fresh
+from ..reporting.run_folder import refuse_full_folder
 from ..storage import flush
 from ..training.checkpoints import checkpoints, last_whole_checkpoint
 from ..training.config import UnlearningConfig
@@ -18,7 +19,9 @@ from ..training.erasure import ErasureTrainer
 if TYPE_CHECKING:
     from .run import Run
 
-SUPPRESSED = "suppressed"  # folder in that of the run: the unlearned model that a share below 1 starts from
+# Beside the folder of the run: the unlearned model that a share below 1 starts from. It still knows the pictures, so it must be
+# no part of a folder that is pushed, put into a Space and certified.
+SUPPRESSED = "-suppressed"
 
 
 def erasing(run: "Run"):
@@ -75,9 +78,14 @@ def erasure_options(args, training: UnlearningConfig, muon: float) -> Unlearning
 
 
 def _suppress(run):
-    """Unlearn first, in a folder of its own, which is kept; done already if it holds a result."""
+    """Unlearn first, in a folder of its own, which is kept; done already if it holds a result.
+
+    Raises:
+        InputError: the folder holds something, and the run does not go on.
+    """
     training = copy.copy(run.training)
-    training.output_dir = str(Path(training.output_dir, SUPPRESSED))
+    training.output_dir = str(Path(training.output_dir)) + SUPPRESSED
+    refuse_full_folder(training.output_dir, bool(training.resume_from_checkpoint))
     done = Path(training.output_dir, "finished")
     trainer = run.trainer(training=training)
     if done.is_file():
@@ -90,6 +98,7 @@ def _suppress(run):
     if trainer.is_world_process_zero():
         done.touch()
         flush(done)
+        print(f"Suppressed so far: '{training.output_dir}'. It still knows the pictures; delete it once all is done.")
     trainer.accelerator.wait_for_everyone()
 
 
