@@ -18,7 +18,7 @@ ELSEWHERE = ".../"  # stands before the name of what is not near
 # Options whose values are, or may be, files or folders.
 PLACES = {
     "model", "original", "dataset", "retain_dataset", "proxy_dataset", "forget_list", "patches", "original_patches",
-    "targets_dir", "never_trained", "init", "record", "models",
+    "targets_dir", "never_trained", "init", "record", "models", "erase_from", "ledger",
 }  # fmt: skip
 
 _CROWDED = {Path("/"), Path("/home"), Path("/Users")}  # what has only these in common is not near

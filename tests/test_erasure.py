@@ -1,6 +1,7 @@
 """Erasing: what is moved, what is trained, and the road from a request to an erased checkpoint."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def command(monkeypatch, main, words, *more):
 def test_erased_at_once(words, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "erased"
     command(monkeypatch, unlearn, words, "--erase", "1.0", "--output_dir", str(folder))
-    assert "start 100% anew" in capsys.readouterr().out
+    assert re.search(r"start 100% anew, .* for 4 steps of \d+ pairs, about \S+ s\.", capsys.readouterr().out)  # beforehand
     assert not any(tmp_path.glob("*suppressed*"))  # nothing of it would be left
     record = json.loads((folder / "run.json").read_text())
     assert record["erasure"]["decoder"] is False and record["steps"] == 4 and record["decoder_untouched"]
@@ -180,6 +181,12 @@ def test_a_share_goes_through_the_unlearned_model_and_is_resumed(words, tmp_path
     one, other = load_model(str(whole)).state_dict(), load_model(str(folder)).state_dict()
     for name in one:
         assert_close(one[name], other[name])
+
+
+def test_a_run_of_another_model_is_refused(words, tmp_path, monkeypatch):
+    make_mae(0, hidden_size=24).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="holds another model than --model"):
+        command(monkeypatch, unlearn, words, "--erase", "1.0", "--erase_from", str(tmp_path / "other"))
 
 
 def stop(*args, **kwargs):

@@ -3,20 +3,19 @@
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_mae
 from helpers.close import assert_close, is_close
+from helpers.console import call
 from safetensors.torch import load_file, save_file
 from test_lora import outputs, randomise
 from test_trainer import StopAt, assert_same, make_trainer, weights
 
 from hf_i2i_unlearn import InputError, add_patch, load_model, load_patches
 from hf_i2i_unlearn.commands import merge, renew, unlearn, verify, withdraw
-from hf_i2i_unlearn.commands.cli import run
 from hf_i2i_unlearn.commands.ledger import LedgerArguments, check, given_pictures, next_folder, open_ledger
 from hf_i2i_unlearn.commands.options import RunArguments
 from hf_i2i_unlearn.demo import DEMOS
@@ -25,18 +24,6 @@ from hf_i2i_unlearn.models.patches import original_of
 
 ROWS = {"one": "0-2", "two": "10-12", "three": "20-22", "four": "30-32"}
 demo = pytest.mark.skipif(not Path(DEMOS["mnist-demo"]).is_dir(), reason="the embedded MAE is not in this checkout")
-
-
-def call(main, *words):
-    """A command as the console runs it; its exit status."""
-    before, sys.argv = sys.argv, ["x", *map(str, words)]
-    try:
-        run(main)
-        return 0
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
 
 
 def forget(folder, name, *more):

@@ -8,7 +8,8 @@ import torch
 from conftest import make_dataset
 
 from hf_i2i_unlearn import InputError, UnlearningConfig, load_model
-from hf_i2i_unlearn.commands.plan import duration, size, steps_of, times
+from hf_i2i_unlearn.commands.measuring import duration
+from hf_i2i_unlearn.commands.plan import size, steps_of, times
 from hf_i2i_unlearn.commands.published import make
 from hf_i2i_unlearn.commands.unlearn import main
 

@@ -1,16 +1,15 @@
 """From a list to a record to `verify`: what is certified is what was measured."""
 
 import json
-import sys
 
 import pytest
 import torch
 from conftest import make_dataset, make_mae
 from helpers.close import assert_close
+from helpers.console import console  # noqa: F401 (a fixture)
 
 from hf_i2i_unlearn import InputError, load_processor
 from hf_i2i_unlearn.commands import unlearn, verify
-from hf_i2i_unlearn.commands.cli import run
 from hf_i2i_unlearn.data.decoding import picture_hash
 from hf_i2i_unlearn.reporting.report import write_report
 from hf_i2i_unlearn.reporting.request import details, headline, remains, status, worst
@@ -18,21 +17,15 @@ from hf_i2i_unlearn.reporting.run_folder import RunFolder
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
+def command(console, monkeypatch, tmp_path):  # noqa: F811
     """Runs a command as the console does; its exit status and what it printed."""
 
-    def call(main, *words):
+    def called(main, *words):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
-        try:
-            run(main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        code, *said = console(main, *words)
+        return code, "".join(said)
 
-    return call
+    return called
 
 
 @pytest.fixture

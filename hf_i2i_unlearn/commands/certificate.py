@@ -50,25 +50,25 @@ def judge(
 
 
 def load_twin(path: str | None, original: I2IModel, options: dict) -> I2IModel | None:
-    """The model of --never_saw, on the device of the original; None without.
+    """The model of --never_trained, on the device of the original; None without, or for "none".
 
     Raises:
         InputError: it is of another kind or size.
     """
-    if path is None:
+    if path in (None, "none"):
         return None
     twin = load_model(path, **{k: v for k, v in options.items() if k != "subfolder"})
     if type(twin) is not type(getattr(original, "patched", original)) or twin.grid != original.grid:
         raise InputError(
-            f"--never_saw '{path}' is a model of another kind or size than the original; give one that is like it."
+            f"--never_trained '{path}' is a model of another kind or size than the original; give one that is like it."
         )
     return twin.to(next(original.parameters()).device).eval()
 
 
 def twin_of(run) -> I2IModel | None:
-    """The model of a run's --never_saw."""
+    """The model of a run's --never_trained."""
     options = family_options(vars(run.args), family=type(getattr(run.original, "patched", run.original)))
-    return load_twin(run.args.never_saw, run.original, options)
+    return load_twin(run.args.never_trained, run.original, options)
 
 
 def unseen_rows(args, rows: dict[str, list], names_pictures: bool) -> tuple[list, str, bool]:
@@ -185,7 +185,7 @@ def verify(args, run: dict, pair: Pair | None = None) -> dict:
     unseen, what, seen = unseen_rows(args, rows, not args.forget_classes and not args.forget_values)
     corruption = parse_corruption(certified["identity"]["corruption"], several=True)
     options = family_options(folder.options, family=type(pair.model))
-    twin = load_twin(args.never_saw, pair.original, options)
+    twin = load_twin(args.never_trained, pair.original, options)
     size, seed = args.batch_size, certified["seed"]
     verdicts = judge(pair.model, pair.original, pair.reader, corruption, forget, unseen, size, seed, twin=twin)
     same, checks = _checks(splits, RunFolder(args.model), certified)

@@ -1,20 +1,20 @@
 """The second stage of a run that erases: what its trainer is, and what lies before it."""
 
 import copy
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import SchedulerType, TrainerCallback
+from transformers import SchedulerType
 
 from ..errors import InputError
-from ..models.auto import load_model
+from ..models.auto import family_options, load_model
 from ..models.erasure import move_to_fresh
 from ..reporting.run_folder import refuse_full_folder
 from ..storage import flush
 from ..training.checkpoints import checkpoints, last_whole_checkpoint
 from ..training.config import UnlearningConfig
 from ..training.erasure import ErasureTrainer
+from .measuring import duration, seconds_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -41,7 +41,7 @@ def erasing(run: "Run"):
     trainable = [p for p in run.model.parameters() if p.requires_grad]
     resume = _last(training.output_dir) if training.resume_from_checkpoint else None
     if args.erase_from:
-        run.model.load_state_dict(load_model(args.erase_from).state_dict())
+        _start_from(run, args.erase_from)
     elif (args.erase or 0) < 1 and resume is None:
         _suppress(run)
     for weight in trainable:  # unlearning froze the decoder
@@ -58,12 +58,15 @@ def erasing(run: "Run"):
     run.training = erasure_options(args, training, run.model.muon_learning_rate)
     trainer = run.trainer(ErasureTrainer, distil_decoder=1.0 if args.erase_decoder else 0.0)
     if trainer.is_world_process_zero():
-        pairs = args.erase_batch_size * trainer.args.world_size
+        options = trainer.args
+        pairs = args.erase_batch_size * options.gradient_accumulation_steps * options.world_size
+        seconds = seconds_of(trainer)
+        longest = f", about {duration(args.erase_steps * seconds)}" if seconds else ""
         print(
             f"Erasing: {moved:,} of {total:,} weights ({what}) start {args.erase:.0%} anew, and are trained for "
-            f"{args.erase_steps:,} steps of {pairs} pairs."
+            f"{args.erase_steps:,} steps of {pairs} pairs{longest}.",
+            flush=True,
         )
-        trainer.add_callback(SaysHowLong())
     return trainer, resume
 
 
@@ -75,6 +78,22 @@ def erasure_options(args, training: UnlearningConfig, muon: float) -> Unlearning
     changed.per_device_train_batch_size = args.erase_batch_size
     changed.lr_scheduler_type, changed.warmup_steps = SchedulerType.COSINE, 0.03
     return changed
+
+
+def _start_from(run: "Run", folder: str) -> None:
+    """Give `run.model` the weights of a finished run.
+
+    Raises:
+        InputError: they are of another model.
+    """
+    unlearned = load_model(folder, **family_options(vars(run.args), family=type(run.model)))
+    weights, mine = ({name: w.shape for name, w in model.state_dict().items()} for model in (unlearned, run.model))
+    if type(unlearned) is not type(run.model) or weights != mine:
+        raise InputError(
+            f"--erase_from '{folder}' holds another model than --model '{run.args.model}'; give the folder of a run that "
+            "unlearned this one."
+        )
+    run.model.load_state_dict(unlearned.state_dict())
 
 
 def _suppress(run):
@@ -104,18 +123,3 @@ def _suppress(run):
 
 def _last(folder) -> str | None:
     return last_whole_checkpoint(folder) if Path(folder).is_dir() and checkpoints(folder) else None
-
-
-class SaysHowLong(TrainerCallback):
-    """Says how long the whole will take, once the first steps are measured."""
-
-    AFTER = 10
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if not hasattr(self, "first"):
-            self.first, self.started = state.global_step, time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.first + self.AFTER and state.is_world_process_zero:
-            seconds = (time.perf_counter() - self.started) / self.AFTER * (state.max_steps - state.global_step)
-            print(f"About {seconds / 60:.1f} minutes.", flush=True)

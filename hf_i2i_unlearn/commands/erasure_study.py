@@ -10,6 +10,7 @@ them but from memory. The output folder gets results.md and study.png. A broken-
 from dataclasses import dataclass, field
 
 from ..data.augmentation import AUGMENTATIONS
+from ..data.options import SourceArguments
 from ..errors import InputError
 from ..methods.method import METHODS
 from .cli import JsonDict, parse
@@ -17,21 +18,20 @@ from .words import CORRUPTION_HELP, parse_corruption
 
 
 @dataclass
-class Arguments:
-    """The models, the pictures, and what is tried."""
+class Arguments(SourceArguments):
+    """The models, the pictures, and what is tried. Retain pictures are those of --dataset; --eval_split measures the cost."""
 
     model: str = field(default="mnist-demo-memorised", metadata={"help": "A model that knows pictures by heart (`memorise`)."})
     known: str = field(
         default="mnist-demo-canaries", metadata={"help": "Those pictures: the folder `known` that `memorise` wrote."}
     )
-    twin: str | None = field(default=None, metadata={"help": "A model that never saw them, to compare with."})
-    options: JsonDict = field(default_factory=JsonDict, metadata={"help": "Of `from_pretrained` of all of them, as JSON."})
-    dataset: str = field(
-        default="mnist-demo", metadata={"help": "The retain pictures; those of --eval_split measure the cost."}
+    never_trained: str | None = field(
+        default=None, metadata={"help": "A model trained like it, but without those pictures, to compare with."}
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to measure on; what is known of it is left out."})
-    eval_samples: int = field(default=300, metadata={"help": "Pictures of it, evenly spread."})
+    options: JsonDict = field(default_factory=JsonDict, metadata={"help": "Of `from_pretrained` of all of them, as JSON."})
+    eval_samples: int = field(
+        default=300, metadata={"help": "Pictures of --eval_split, evenly spread; what is known of it is left out."}
+    )
     corruption: str = field(default="center:8", metadata={"help": f"T(x): {CORRUPTION_HELP}."})
     augment: str = field(default="none", metadata={"choices": list(AUGMENTATIONS), "help": "Augmentation of retain pictures."})
     methods: list[str] = field(
@@ -62,6 +62,7 @@ class Arguments:
     output_dir: str = field(default="erasure-study", metadata={"help": "Folder for results.md, figures and study.png."})
 
     def __post_init__(self):
+        self.refuse_streaming()
         if set(self.decoder) - {"false", "true"} or any(not 0 < share <= 1 for share in self.shares):
             raise InputError(
                 "--decoder is of false and true, and --shares lie above 0 and are at most 1; got "
@@ -80,9 +81,9 @@ def main() -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from ..data.reading import load_processor
+    from ..data.reading import ImageReader, load_processor
     from ..data.sources import first_rows, load_source, undecoded
-    from ..experiments.erasure_study import Stage, Study, study_table
+    from ..experiments.erasure_study import Stage, Study, never_seen, study_table
     from ..models.auto import load_model
     from ..reporting.plots import completion_grid
     from ..storage import write_text
@@ -91,10 +92,11 @@ def main() -> None:
     disable_progress_bar()
     corruption = parse_corruption(args.corruption)
     known = first_rows(undecoded(load_source(args.known, "train")), 0)
-    train = undecoded(load_source(args.dataset, args.train_split))
-    taken = {row["image"]["bytes"] for row in known}
-    held = first_rows(undecoded(load_source(args.dataset, args.eval_split)), 2 * args.eval_samples)
-    unseen = [row for row in held if row["image"]["bytes"] not in taken][: args.eval_samples]
+    train, held = (
+        undecoded(load_source(args.dataset, split, args.dataset_config), args.image_column)
+        for split in (args.train_split, args.eval_split)
+    )
+    unseen = first_rows(never_seen(held, known), args.eval_samples)
     stages = [
         Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
         for word in args.methods
@@ -107,9 +109,12 @@ def main() -> None:
             stages.append(Stage(name, args.erase_steps, (args.erase_learning_rate,), **erasing))
     text = []
     for seed in args.seeds:
+        original = load_model(args.model, **args.options).eval()
+        twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
+        augment = AUGMENTATIONS[args.augment]
+        reader = ImageReader(load_processor(args.model), original.channels, augment, background=args.background)
         study = Study(
-            load_model(args.model, **args.options).eval(), load_model(args.twin, **args.options).eval() if args.twin else None,
-            load_processor(args.model), known, train, unseen, corruption, AUGMENTATIONS[args.augment], seed,
+            original, twin, reader, known, train, unseen, corruption, seed,
             tuple(args.attack_weights), tuple(args.attack_learning_rates), args.attack_steps,
             folder=Path(args.output_dir, f"seed-{seed}"),
         )  # fmt: skip

@@ -170,7 +170,7 @@ def check(ledger: Ledger, entries: list[dict], pictures: dict[str, dict], args: 
         folder = ledger.patch(entry)
         refuse_unnamed(entry["name"], pictures[entry["name"]])
         run = RunFolder(folder).options
-        options = {k: v for k, v in run.items() if k in known | {"on_corrupt"}} | pictures[entry["name"]]
+        options = {k: v for k, v in run.items() if k in known | {"on_corrupt", "never_trained"}} | pictures[entry["name"]]
         asked = VerifyArguments(
             model=folder, original=ledger.original, batch_size=args.batch_size, use_cpu=args.use_cpu, **options
         )

@@ -118,7 +118,7 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
-    never_saw: str | None = field(
+    never_trained: str | None = field(
         default=None,
         metadata={
             "help": "A model trained like the original but without the forget pictures, where there is one: a verdict then "

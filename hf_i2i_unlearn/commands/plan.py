@@ -22,7 +22,7 @@ from ..data.pairs import ForgetRetainPairs, seeds_for
 from ..data.sources import first_rows
 from .certificate import masks_of, unseen_rows
 from .levers import levers
-from .measuring import FEW, Cost, Memory, few_denoising_steps, finished, since_start
+from .measuring import FEW, Cost, Memory, duration, few_denoising_steps, finished, since_start
 from .takedown import WATCHED
 
 STEPS = 4  # that are taken; the first one is left out
@@ -98,13 +98,6 @@ class Plan:
         if self.seconds["erasing"]:
             lines.append("--erase: counted from the steps of unlearning; what larger batches and the decoder need is not in it")
         return "\n".join([*lines, "", "What makes it cheaper:", *(f"- {line}" for line in self.cheaper)])
-
-
-def duration(seconds: float) -> str:
-    """In words: 12 s, 3.4 min, 2.1 h."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: float) -> str:

@@ -6,11 +6,8 @@ grid take turns, and training goes on until the verdicts hold, with a ceiling. W
 """
 
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from ..audit.picture_verdicts import Judge, Standing
 from ..data.requests import counted
@@ -20,6 +17,7 @@ from ..methods.corruptions import CenterCrop, Corruption, RandomMask
 from ..models.base import I2IModel
 from ..training.control import StopWhen
 from .certificate import masks_of, twin_of, unseen_rows
+from .measuring import duration, seconds_of
 from .words import find_distance, find_method
 
 SPLITS = ("validation", "test")  # that are looked for, to compare with
@@ -127,7 +125,7 @@ class Takedown:
         steps = f"{most:,} steps" if most > 0 else f"{run.training.num_train_epochs:g} passes over them"
         if self.ceiling:
             steps = f"until none can be completed, or retain error rises by {RETAIN - 1:.0%}; at most {steps}"
-        longest = f", about {_duration(most * seconds)}" if seconds and most > 0 else ""
+        longest = f", about {duration(most * seconds)}" if seconds and most > 0 else ""
         return [
             f"Forgotten: {said['forget_size']} pictures, by {said['forget'].split(',')[0]}.",
             f"Retained: {said['retain']}, {said['retain_size']} pictures. Compared with {compared}.",
@@ -182,31 +180,6 @@ def _split_of(args) -> str:
     return "none"
 
 
-def seconds_of(trainer) -> float | None:
-    """What a step takes here: the second of two that change no weight. None for several processes and streams."""
-    pairs, args = trainer.train_dataset, trainer.args
-    if args.world_size > 1 or not hasattr(pairs, "__len__"):
-        return None
-    model, start = trainer.model, 0.0
-    model.train()
-    for _ in range(2):
-        start = time.perf_counter()
-        batch = trainer.data_collator([pairs[i] for i in range(min(len(pairs), args.per_device_train_batch_size))])
-        retain, forget, _ = trainer._terms(model, trainer._prepare_inputs(batch), trainer.corruption.at(0))
-        (retain if forget is None else retain + forget).backward()
-        model.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return (time.perf_counter() - start) * args.gradient_accumulation_steps
-
-
 def _some(rows: list, count: int) -> list:
     """So many of the rows, evenly spread."""
     return rows[:: math.ceil(len(rows) / count)] if len(rows) > count else rows
-
-
-def _duration(seconds: float) -> str:
-    """In words."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

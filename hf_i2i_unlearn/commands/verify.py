@@ -33,11 +33,11 @@ class VerifyArguments(SplitArguments):
         default=None, metadata={"help": "The output folder of the run that was certified; that of the model if not given."}
     )
     original: str | None = field(default=None, metadata={"help": "The original checkpoint, where it has moved."})
-    never_saw: str | None = field(
+    never_trained: str | None = field(
         default=None,
         metadata={
-            "help": "A model trained like the original but without the forget pictures, where there is one: a verdict then "
-            "compares each picture with what that model makes of it."
+            "help": "A model trained like the original but without the forget pictures: a verdict then compares each picture "
+            "with what that model makes of it. That of the run if not given; 'none' for none."
         },
     )
     require_forgotten: float = field(
@@ -107,6 +107,7 @@ def read_arguments(argv) -> tuple[VerifyArguments, dict]:
     ways = {"forget_classes", "forget_column", "forget_values", "forget_rows", "forget_list"}
     asked = {word.split("=")[0].lstrip("-") for word in argv if word.startswith("--")} | options.keys()
     known = {f.name for f in fields(SplitArguments)} - {"streaming", "retain_per_class", "proxy_classes", "proxy_dataset"}
+    known |= {"never_trained"}  # or the verdicts would be others
     inherited = {k: v for k, v in run.items() if k in known - (ways if asked & ways else set()) and k not in asked}
     check_places(inherited, inherited, folder.path)
     words = []

@@ -37,6 +37,19 @@ class SourceArguments:
         default="white", metadata={"help": "The colour behind transparent pictures: a name such as white, or #rrggbb."}
     )
 
+    def refuse_streaming(self) -> None:
+        """For commands that take pictures from all over a split, which a stream cannot.
+
+        Raises:
+            InputError: `streaming` is on, or there is no `eval_split`.
+        """
+        if self.streaming:
+            raise InputError(
+                "--streaming does not go with this command, which takes pictures from all over a split; leave it out."
+            )
+        if self.eval_split in (None, "none"):
+            raise InputError("--eval_split 'none' does not go with this command, which needs pictures that are not trained on.")
+
 
 @dataclass
 class SplitArguments(SourceArguments):

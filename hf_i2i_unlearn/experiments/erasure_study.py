@@ -1,6 +1,7 @@
 """What erasing is worth: a model that knows pictures by heart is made to forget, attacked, erased, and attacked again."""
 
 import copy
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,10 @@ from transformers import SchedulerType, set_seed
 from ..audit.attacks import Setting, hole_errors, relearn
 from ..audit.memory import attack, came_back
 from ..audit.picture_verdicts import Judge
+from ..data.decoding import picture_hash
 from ..data.pairs import ForgetRetainPairs
 from ..data.reading import ImageReader
+from ..data.sources import first_rows
 from ..evaluation.completions import completions
 from ..evaluation.features import hash_weights
 from ..markdown import table
@@ -58,20 +61,19 @@ class Study:
     """A memorised model, its pictures, and what attackers get back after each stage.
 
     Args:
-        original: knows `known` by heart. twin: a model that never saw them, None if there is none. processor: the image
-            processor of both. known: undecoded rows. train: undecoded retain rows, map-style. unseen: rows that nobody saw.
-        corruption: T. augment: of retain pictures. seed: of everything. weights, rates, steps: of the attackers.
+        original: knows `known` by heart. twin: a model that never saw them, None if there is none. reader: reads the pictures,
+            and augments retain pictures in training. known: undecoded rows. train: undecoded retain rows, map-style. unseen:
+            rows that nobody saw. corruption: T. seed: of everything. weights, rates, steps: of the attackers.
         folder: where figures and weights are kept, so that it goes on there; None keeps nothing.
     """
 
     original: I2IModel
     twin: I2IModel | None
-    processor: object
+    reader: ImageReader
     known: list
-    train: object
+    train: Any
     unseen: list
     corruption: Corruption
-    augment: object = None
     seed: int = 0
     weights: tuple[str, ...] = ("all",)
     rates: tuple[float, ...] = (3e-4, 1e-3)
@@ -81,11 +83,14 @@ class Study:
     models: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        reader = ImageReader(self.processor, self.original.channels)
-        self.setting = Setting(reader, seed=self.seed, progress=False)
+        self.setting = Setting(self.reader.plain, seed=self.seed, progress=False)
         order = np.random.default_rng([self.seed, 5]).permutation(len(self.known))
         self.attackers = [self.known[int(i)] for i in order[::2]]
         self.others = [self.known[int(i)] for i in order[1::2]]
+        some = first_rows(self.train, 100)
+        augment = getattr(self.reader.augment, "__name__", str(self.reader.augment))
+        self.trained_on = [hash_rows(self.known), len(self.train), hash_rows(some), augment]
+        self.measured_on = hash_rows(self.unseen)
         self.unseen, self.chosen_by = self.unseen[1::2], self.unseen[::2]
         self.trained = {name: p.requires_grad for name, p in self.original.named_parameters()}
         self.reference = completed(self.original, self.unseen, self.corruption, self.setting)
@@ -111,6 +116,7 @@ class Study:
     def _facts(self, stage: Stage) -> dict:
         """What the weights of a stage depend on, as it is read again."""
         key = {"stage": asdict(stage) | {"method": stage.method.name}, "seed": self.seed, "corruption": str(self.corruption)}
+        key["data"] = self.trained_on
         return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16]}))
 
     def _row(self, name, make, facts=None):
@@ -119,6 +125,7 @@ class Study:
         twin = hash_weights(self.twin)[:16] if self.twin is not None else None
         attackers = [list(self.weights), list(self.rates), self.steps]
         key = {"facts": facts, "attackers": attackers, "twin": twin, "original": hash_weights(self.original)[:16]}
+        key["unseen"] = self.measured_on
         known = read_kept(file, key) if file is not None else None
         if known and not facts:
             return known
@@ -158,7 +165,7 @@ class Study:
         best = {k: v for k, v in found["attackers"][0].items() if k != "curve"}
         drift = float((now - self.reference).square().sum() / hole_size(model, self.corruption, now))
         curve = found["attackers"][0]["curve"]
-        judge = Judge(self.original, self.setting.reader, [self.corruption], [], seed=self.seed, progress=False, twin=self.twin)
+        judge = Judge(self.original, self.reader.plain, [self.corruption], [], seed=self.seed, progress=False, twin=self.twin)
         honoured = judge(model, self.known, [*self.unseen, *self.chosen_by])["honoured"]
         return errors | {
             "drift": drift,
@@ -207,8 +214,8 @@ class Study:
             move_to_fresh(model, stage.share, self.seed, stage.decoder)
             args.lr_scheduler_type = SchedulerType.COSINE
             kind, more = ErasureTrainer, {"distil_decoder": 1.0 if stage.decoder else 0.0}
-        rest = {"original": self.original, "augment": self.augment, "method": stage.method} | more
-        trainer = kind(model, args, pairs, self.processor, self.corruption, **rest)
+        rest = {"original": self.original, "reader": self.reader, "method": stage.method} | more
+        trainer = kind(model, args, pairs, self.reader.processor, self.corruption, **rest)
         trainer.data_collator.augment_forget = False
         started = time.perf_counter()
         trainer.train()
@@ -221,7 +228,7 @@ class Study:
         for name in stages:
             row = next(r for r in rows if r["name"] == name)
             models |= {name: self.models[name], f"{name},\nattacked": self._attacked(self.models[name], row)}
-        return completions(models, self.setting.reader, self.corruption, self.others[:count], self.seed)
+        return completions(models, self.reader.plain, self.corruption, self.others[:count], self.seed)
 
     def _attacked(self, model, row):
         kept: list[I2IModel] = []
@@ -233,6 +240,17 @@ class Study:
                 weights=best["weights"], beside=list(self.unseen) if best["retain"] else None, at_end=kept.append,
             )  # fmt: skip
         return kept[0].eval()
+
+
+def hash_rows(rows: list) -> str:
+    """One short hash of the pictures of undecoded rows, in their order."""
+    return hashlib.sha256("".join(map(picture_hash, rows)).encode()).hexdigest()[:16]
+
+
+def never_seen(held, known: list):
+    """`held` without the pictures of `known`, by their hashes; both undecoded, `held` a map-style dataset."""
+    taken = set(map(picture_hash, known))
+    return held.select([i for i, row in enumerate(held) if picture_hash(row) not in taken])
 
 
 @torch.no_grad()

@@ -55,6 +55,10 @@ class ErasureTrainer(UnlearningTrainer):
             loss = loss + self.distil_decoder * output
         return (loss, None) if return_outputs else loss
 
+    def loss_aside(self, model, inputs):
+        loss = super().loss_aside(model, inputs)
+        return loss + self._output(model, inputs["retain"], inputs["seeds"][:, 0]) if self.distil_decoder else loss
+
     def _output(self, model, pixels, seeds):
         """The mean training loss towards the original's completions of the pictures."""
         mask = self.corruption.at(self.state.global_step)(self.i2i.grid, seeds)

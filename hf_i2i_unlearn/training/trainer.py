@@ -196,6 +196,11 @@ class UnlearningTrainer(I2ITrainer):
             loss = retain if forget is None else retain + self.method.sign * self.args.alpha * forget
         return (loss, None) if return_outputs else loss
 
+    def loss_aside(self, model, inputs) -> torch.Tensor:
+        """What a step computes, for measuring what it takes: nothing is logged, counted or weighed."""
+        retain, forget, _ = self._terms(model, inputs, self.corruption.at(0))
+        return retain if forget is None else retain + forget
+
     def _terms(self, model, batch, corruption):
         """Retain and forget distance, each the mean over its half of the batch, and the diagnostics."""
         retain, forget, diagnostics = self.objective(

@@ -7,22 +7,29 @@ import pytest
 from hf_i2i_unlearn.commands.cli import run
 
 
+def call(main, *words) -> int:
+    """The exit status of a command, as the console runs it."""
+    before, sys.argv = sys.argv, ["hf-i2i-unlearn command", *map(str, words)]
+    try:
+        run(main)
+        return 0
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+
+
 @pytest.fixture
-def console(monkeypatch, capsys):
+def console(capsys):
     """(main of a command, *words) -> (exit status, what it printed, what it said on stderr)."""
 
-    def call(main, *words):
-        monkeypatch.setattr(sys, "argv", ["hf-i2i-unlearn command", *map(str, words)])
+    def called(main, *words):
         capsys.readouterr()
-        try:
-            run(main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
+        code = call(main, *words)
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    return call
+    return called
 
 
 def files_with(folder, *texts):

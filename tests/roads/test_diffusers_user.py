@@ -13,6 +13,7 @@ import torch
 from conftest import png
 from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
 from helpers.close import assert_close, is_close
+from helpers.console import call
 from helpers.sources import write_source
 from latent_pipeline import save_pipeline
 from peft import PeftModel
@@ -20,22 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_i2i_unlearn.commands import audit, compare, evaluate, unlearn, verify
-from hf_i2i_unlearn.commands.cli import run
 from hf_i2i_unlearn.models.auto import load_model
 
 CLASSES = ["ant", "bee", "cat", "dog"]
-
-
-def call(main, *words):
-    """A command as the console runs it; its exit status."""
-    before, sys.argv = sys.argv, ["hf-i2i-unlearn unlearn", *map(str, words)]
-    try:
-        run(main)
-        return 0
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

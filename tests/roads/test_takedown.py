@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from helpers.console import console  # noqa: F401 (a fixture)
 
 from hf_i2i_unlearn import load_source
 from hf_i2i_unlearn.commands import report, takedown, unlearn, verify
-from hf_i2i_unlearn.commands.cli import run
 from hf_i2i_unlearn.reporting.run_folder import RunFolder
 
 ASKED = ["--dataset", "photos", "--forget_list", "request.txt"]
@@ -27,20 +27,14 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(console):  # noqa: F811
     """Runs a command as the console does; its exit status and what it printed."""
 
-    def call(main, *words):
-        monkeypatch.setattr("sys.argv", ["hf-i2i-unlearn x", *map(str, words)])
-        try:
-            run(main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
+    def called(main, *words):
+        code, *said = console(main, *words)
+        return code, "".join(said)
 
-    return call
+    return called
 
 
 def test_from_a_list_to_a_report_to_verify(command, folder, monkeypatch):
