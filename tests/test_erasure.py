@@ -19,6 +19,7 @@ from hf_i2i_unlearn.commands.erase import main as erase
 from hf_i2i_unlearn.commands.unlearn import main as unlearn
 from hf_i2i_unlearn.models.erasure import move_to_fresh
 from hf_i2i_unlearn.reporting.hub import NOT_PUSHED, PUSHED
+from hf_i2i_unlearn.reporting.report import write_report
 from hf_i2i_unlearn.reporting.run_folder import RunFolder
 from hf_i2i_unlearn.training.erasure import ErasureTrainer
 
@@ -157,6 +158,8 @@ def test_erased_at_once(words, tmp_path, monkeypatch, capsys):
     record = json.loads((folder / "run.json").read_text())
     assert record["erasure"]["decoder"] is False and record["steps"] == 4 and record["decoder_untouched"]
     card = (folder / "README.md").read_text()
+    page = write_report(folder).read_text()  # the certificate says what was done, and no less
+    assert "The pictures were erased, and not only suppressed" in page and "suppression, not erasure" not in page
     assert "100% of the way" in card and "suppression, not erasure" not in card
     original, erased = load_model(words[1]), load_model(str(folder))
     for (name, one), other in zip(original.model.decoder.state_dict().items(), erased.model.decoder.state_dict().values()):

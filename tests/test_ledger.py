@@ -118,6 +118,9 @@ def test_merge(four, tmp_path, capsys):
     assert_close(merged.model.vit.layers[0].mlp.fc1.weight, layer.base_layer.weight + added)
     told = json.loads((tmp_path / "merged" / "merged.json").read_text())
     assert [request["name"] for request in told["requests"]] == ["two", "three", "four"]
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert all(request["request"] in card for request in told["requests"]) and "of 3 requests" in card
+    assert str(tmp_path) not in card
     # The merged model answers for each of its requests to `verify` too.
     verified = ["--model", tmp_path / "merged", "--record", four / "two", "--output_dir", tmp_path / "verified"]
     assert call(verify.main, *verified, "--use_cpu", "true", "--require_forgotten", 0.6) == 0

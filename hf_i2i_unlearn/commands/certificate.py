@@ -105,6 +105,8 @@ def certify(run, trainer) -> dict:
     total = len(run.splits.forget) if hasattr(run.splits.forget, "__len__") else None
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "case": args.case_number,
+        "erasure": run.erasure,
         "dataset": args.dataset,
         "asked": run.splits.description["forget"],
         "items": items_of(run.splits.found, bool(args.card_names or args.forget_classes)),
@@ -193,6 +195,8 @@ def verify(args, run: dict, pair: Pair | None = None) -> dict:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "model": args.model,
         "certified_on": certified["date"],
+        "case": certified.get("case"),
+        "erasure": certified.get("erasure"),
         "dataset": args.dataset,
         "asked": splits.description["forget"],
         "identity": certified["identity"],

@@ -135,6 +135,7 @@ def enter(args, folder: str, request: dict) -> None:
     entry = ledger.enter(
         Path(folder).resolve().name, request["identity"]["forget"], folder, pictures, request["asked"], verdict(request, [])
     )
+    entry["case"] = args.case_number
     entry["held"]["with"] = [e["name"] for e in ledger.active]
     ledger.write()
 

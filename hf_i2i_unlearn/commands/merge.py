@@ -30,6 +30,7 @@ def main() -> None:
     from ..data.reading import load_processor
     from ..errors import NotForgotten
     from ..models.patches import merge
+    from ..reporting.merged_card import write_merged_card
     from ..reporting.run_folder import refuse_full_folder
     from ..storage import write_json
     from .ledger import check, given_pictures, load_patched, open_ledger
@@ -51,6 +52,7 @@ def main() -> None:
     folder = Path(args.output_dir)
     model.save_pretrained(folder)
     load_processor(ledger.patch(ledger.active[0])).save_pretrained(folder)
-    told = [{name: entry[name] for name in ("name", "request", "weights", "held")} for entry in ledger.active]
+    told = [{name: entry.get(name) for name in ("name", "request", "case", "weights", "held")} for entry in ledger.active]
     write_json(folder / "merged.json", {"original": ledger.original, "requests": told})
-    print(f"\nIn {folder}: the checkpoint, its processor, and merged.json.")
+    write_merged_card(folder, str(ledger.original), told)
+    print(f"\nIn {folder}: the checkpoint, its processor, its card (README.md), and merged.json.")

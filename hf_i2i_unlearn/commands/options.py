@@ -118,6 +118,13 @@ class RunArguments(MethodArguments, ErasureArguments, SplitArguments):
     on_corrupt: str = field(
         default="refuse", metadata={"choices": ["refuse", "skip"], "help": "What an unreadable picture does."}
     )
+    case_number: str | None = field(
+        default=None,
+        metadata={
+            "help": "The number of the request in your own files, such as TD-2026-114. It stands in record, report and "
+            "ledger, so it is not to be the name of a person."
+        },
+    )
     never_trained: str | None = field(
         default=None,
         metadata={

@@ -67,6 +67,7 @@ def asked(record: dict, request: dict) -> dict[str, str]:
     total = request.get("total") or record.get("forget_size")
     identity = request.get("identity") or {}
     rows = {
+        "case": request.get("case"),
         "pictures to be forgotten": str(total) if total else None,
         "named as": request.get("asked") or record.get("forget"),
         "of the collection": called(request.get("dataset") or record["dataset"]),

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..markdown import cell, table
 from ..storage import write_aside
 from .facts import MEANINGS, before_after, facts, versions
-from .request import details, headline
+from .request import details, headline, left_in_weights
 from .run_folder import AUDITED, CARD, FIGURES, PICTURE, RECORD, RunFolder
 from .sections import audit_section, evaluation_section, place_section, split_sections
 
@@ -93,18 +93,11 @@ def _verdict(request: dict) -> str:
 
 def _remains(erasure: dict | None) -> str:
     """What is left in the weights, as far as the way of training says it."""
-    test = "How far this checkpoint resists that is in the section Audit, which `hf-i2i-unlearn audit --update_card true` adds."
-    if not erasure:
-        return (
-            "This is suppression, not erasure. Fine-tuning on a few dozen forget pictures is known to bring small models back "
-            f"within\n  tens of steps. {test}"
-        )
-    which = "encoder and decoder" if erasure["decoder"] else "the encoder"
-    left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
-    return (
-        f"The weights of {which} were moved {erasure['share']:.0%} of the way to a fresh initialisation, and learnt the "
-        f"original's work again.{left} Fine-tuning on forget pictures may still bring something back. {test}"
+    test = "`hf-i2i-unlearn audit --update_card true` adds it, as the section Audit."
+    known = (
+        "" if erasure else " Small models are known to come back within tens of steps of fine-tuning on some of the pictures."
     )
+    return f"{left_in_weights(erasure)}{known} {test}"
 
 
 def _metadata(run: RunFolder) -> dict:

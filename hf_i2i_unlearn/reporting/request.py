@@ -2,6 +2,8 @@
 
 A record of a request holds, beside the verdicts as `audit.picture_verdicts.Judge` gives them:
 
+    case                     the number of the request in the files of whoever ran it; None without
+    erasure                  what was erased, see `commands.erasing`; None where the pictures were suppressed alone
     date, dataset, asked     when, of which pictures, and what (counts and hashes; names only where `--card_names true` says so)
     identity                 {"forget": hash of the set, "corruption", "method"}: what a checkpoint of the run serves
     total                    pictures of the forget set; None for a stream
@@ -111,8 +113,19 @@ def remains(request: dict) -> list[str]:
     near = sum(len(some) for some in request.get("copies", {}).get("of", {}).values())
     if near:
         lines.append(f"{near} other pictures are copies of these, or look much like them; the record lists them by hash.")
-    lines.append("The pictures were suppressed, not erased: further training may bring them back. The audit says how fast.")
-    return lines
+    return [*lines, left_in_weights(request.get("erasure"))]
+
+
+def left_in_weights(erasure: dict | None) -> str:
+    """Whether further training may bring the pictures back, as far as the way of training says it. erasure: of the record."""
+    if not erasure:
+        return "This is suppression, not erasure: further training may bring the pictures back. The audit says how fast."
+    which = "encoder and decoder" if erasure["decoder"] else "the encoder"
+    left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
+    return (
+        f"The pictures were erased, and not only suppressed: the weights of {which} were moved {erasure['share']:.0%} of the way "
+        f"to a fresh initialisation, and learnt the original's work again.{left} The audit says whether training brings them back."
+    )
 
 
 def worst(request: dict, count: int = 10) -> list[dict]:

@@ -144,6 +144,21 @@ def test_the_page_by_its_client(served, tmp_path):
     assert len(pictures) == 3 and "Relative error" in words
 
 
+def paint(tab):
+    """Paint over the middle of the picture with the mouse, and have that completed."""
+    tab.get_by_role("radio", name=PAINTED).check()
+    box = tab.locator("#picture canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x - 20, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 20, y, steps=10)
+    tab.mouse.up()
+    tab.wait_for_timeout(500)
+    tab.get_by_role("button", name="Complete it").click()
+    # Of a mask that nobody judged there are errors, and no verdict.
+    tab.locator("#words").filter(has_text="Relative error", has_not_text="This picture").wait_for(timeout=120_000)
+
+
 def test_the_page_in_a_browser(served):
     """A picture is chosen, the button pressed; the words appear, at both widths, and nothing is asked of other machines."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -164,6 +179,9 @@ def test_the_page_in_a_browser(served):
                 tab.wait_for_timeout(500)
                 tab.get_by_role("button", name="Complete it").click()
                 tab.locator("#words", has_text="Relative error").wait_for(timeout=120_000)  # a busy machine
+                assert "This picture:" in tab.locator("#words").inner_text()
+                if width == 1200:
+                    paint(tab)
                 wide = tab.evaluate("document.documentElement.scrollWidth")
                 result[width] = wide, [url for url in asked if not url.startswith((served, "data:", "blob:"))]
                 tab.close()

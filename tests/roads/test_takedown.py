@@ -40,7 +40,7 @@ def command(console):  # noqa: F811
 def test_from_a_list_to_a_report_to_verify(command, folder, monkeypatch):
     monkeypatch.setattr(takedown, "FEWEST", 40)  # steps; all else is what everybody gets
     monkeypatch.setattr(takedown, "PASSES", 40)
-    code, said = command(unlearn.main, "--model", "mnist-demo", *ASKED, *QUIET)
+    code, said = command(unlearn.main, "--model", "mnist-demo", "--case_number", "TD-2026-114", *ASKED, *QUIET)
     assert code == 0, said
     lines = [line for line in said.splitlines() if line.partition(":")[0] in ("Forgotten", "Retained", "Hidden", "How long")]
     assert lines[0] == "Forgotten: 3 pictures, by a list of 3 lines."
@@ -59,12 +59,13 @@ def test_from_a_list_to_a_report_to_verify(command, folder, monkeypatch):
 
     assert command(report.main, "--model", "unlearned")[0] == 0
     page = (folder / "unlearned" / "report.html").read_text()
-    assert "Was it honoured?" in page and "IMG_0007" not in page
+    assert "Was it honoured?" in page and "IMG_0007" not in page and "TD-2026-114" in page
     code, said = command(
         verify.main, "--model", "unlearned", "--forget_list", "request.txt", "--use_cpu", "true", "--verbose", "true"
     )
     again = json.loads((folder / "verified" / "verified.json").read_text())
     assert "The pictures are those of the request" in said and "The weights are those that were certified" in said
+    assert again["case"] == "TD-2026-114"
     assert [p["grade"] for p in again["pictures"]] == [p["grade"] for p in found["pictures"]]
     assert code == (0 if found["honoured"]["share"] >= 0.95 else 3)
 
