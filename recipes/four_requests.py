@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_i2i_unlearn import CenterCrop, Evaluator, ImageReader, load_processor, load_source, undecoded
 from hf_i2i_unlearn.commands import unlearn
-from hf_i2i_unlearn.commands.ledger import LedgerArguments, check, given_pictures, load_patched, open_ledger
+from hf_i2i_unlearn.commands.jobs.ledger import LedgerArguments, check, given_pictures, load_patched, open_ledger
 
 
 def train(folder: str, name: str, rows, steps: int, seed: int, how: str) -> None:

@@ -35,7 +35,7 @@ from hf_i2i_unlearn.audit.attacks import (
 from hf_i2i_unlearn.audit.statistics import auc, ratio, share
 from hf_i2i_unlearn.audit.verdicts import FOUND, HOLDS, NONE, PARTLY, SKIPPED, UNCLEAR, overall, verdicts
 from hf_i2i_unlearn.commands.audit import AuditArguments
-from hf_i2i_unlearn.commands.audited import build_sets, read_run, run_audit, split_arguments
+from hf_i2i_unlearn.commands.jobs.audited import build_sets, read_run, run_audit, split_arguments
 from hf_i2i_unlearn.reporting.model_card import write_section
 
 ROOT = Path(__file__).parents[1]

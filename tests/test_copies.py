@@ -10,7 +10,7 @@ from helpers.sources import KINDS, make_table, names_of, short, write_source
 from PIL import Image
 
 from hf_i2i_unlearn import InputError
-from hf_i2i_unlearn.commands.certificate import copies_of
+from hf_i2i_unlearn.commands.jobs.certificate import copies_of
 from hf_i2i_unlearn.data import copies as copies_module
 from hf_i2i_unlearn.data import copy_search
 from hf_i2i_unlearn.data.copies import can_find_near, find_copies

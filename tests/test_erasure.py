@@ -170,7 +170,7 @@ def test_a_share_goes_through_the_unlearned_model_and_is_resumed(words, tmp_path
     folder, whole = tmp_path / "erased", tmp_path / "whole"
     command(monkeypatch, unlearn, words, "--erase", "0.5", "--output_dir", str(whole))
     options = ["--erase", "0.5", "--output_dir", str(folder), "--save_steps", "2"]
-    monkeypatch.setattr("hf_i2i_unlearn.commands.erasing.move_to_fresh", stop)
+    monkeypatch.setattr("hf_i2i_unlearn.commands.jobs.erasing.move_to_fresh", stop)
     with pytest.raises(KeyboardInterrupt):
         command(monkeypatch, unlearn, words, *options)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from test_trainer import StopAt, assert_same, make_trainer, weights
 
 from hf_i2i_unlearn import InputError, add_patch, load_model, load_patches
 from hf_i2i_unlearn.commands import merge, renew, unlearn, verify, withdraw
-from hf_i2i_unlearn.commands.ledger import LedgerArguments, check, given_pictures, next_folder, open_ledger
+from hf_i2i_unlearn.commands.jobs.ledger import LedgerArguments, check, given_pictures, next_folder, open_ledger
 from hf_i2i_unlearn.commands.options import RunArguments
 from hf_i2i_unlearn.demo import DEMOS
 from hf_i2i_unlearn.models.ledger import Ledger, weights_of

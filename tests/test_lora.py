@@ -24,8 +24,8 @@ from test_unet import make_unet
 from torch import nn
 
 from hf_i2i_unlearn import CenterCrop, InputError, RandomMask, UnlearningConfig, add_patch, load_model, load_patches, merge
+from hf_i2i_unlearn.commands.jobs.run import prepare_run
 from hf_i2i_unlearn.commands.options import RunArguments
-from hf_i2i_unlearn.commands.run import prepare_run
 from hf_i2i_unlearn.models.auto import DEMOS, split_patch
 from hf_i2i_unlearn.models.lora_layers import anchored, encoder_layers
 from hf_i2i_unlearn.models.patches import AdaptersOff, original_of

@@ -12,7 +12,7 @@ from test_lora import outputs, randomise
 
 from hf_i2i_unlearn import DISTANCES, METHODS, InputError, UnlearningConfig, add_patch, load_model, merge
 from hf_i2i_unlearn.commands.cli import command_line
-from hf_i2i_unlearn.commands.record import model_facts, picture_facts, training_facts
+from hf_i2i_unlearn.commands.jobs.record import model_facts, picture_facts, training_facts
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
 from hf_i2i_unlearn.reporting.model_card import inherited_license, update_card, write_card, write_section

@@ -8,9 +8,9 @@ import torch
 from conftest import make_dataset
 
 from hf_i2i_unlearn import InputError, UnlearningConfig, load_model
-from hf_i2i_unlearn.commands.measuring import duration
-from hf_i2i_unlearn.commands.plan import size, steps_of, times
-from hf_i2i_unlearn.commands.published import make
+from hf_i2i_unlearn.commands.jobs.measuring import duration
+from hf_i2i_unlearn.commands.jobs.plan import size, steps_of, times
+from hf_i2i_unlearn.commands.jobs.published import make
 from hf_i2i_unlearn.commands.unlearn import main
 
 
@@ -125,7 +125,7 @@ def test_how_often():
 
 def test_the_memory_of_a_part():
     """A tensor of 64 MB is seen; what is given back before is not."""
-    from hf_i2i_unlearn.commands.measuring import Memory
+    from hf_i2i_unlearn.commands.jobs.measuring import Memory
 
     with Memory(torch.device("cpu")) as memory:
         held = torch.ones(2**24)

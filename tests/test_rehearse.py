@@ -12,9 +12,9 @@ from conftest import png
 from PIL import Image
 
 from hf_i2i_unlearn import InputError, RunError, load_model
-from hf_i2i_unlearn.commands.published import PUBLISHED, make
+from hf_i2i_unlearn.commands.jobs.published import PUBLISHED, make
+from hf_i2i_unlearn.commands.jobs.reloaded import plain
 from hf_i2i_unlearn.commands.rehearse import NAMES, RehearsalArguments, own_command, pack_shards, rehearse, run_child
-from hf_i2i_unlearn.commands.reloaded import plain
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from hf_i2i_unlearn import CenterCrop, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.picture_verdicts import Judge, Standing, other_masks
 from hf_i2i_unlearn.commands.cli import given_options
 from hf_i2i_unlearn.commands.families import FAMILIES
-from hf_i2i_unlearn.commands.takedown import Takedown, masks_for, rate_for
+from hf_i2i_unlearn.commands.jobs.takedown import Takedown, masks_for, rate_for
 from hf_i2i_unlearn.data.options import SplitArguments
 from hf_i2i_unlearn.data.splits import build_splits
 

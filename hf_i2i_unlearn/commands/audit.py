@@ -75,7 +75,7 @@ def main() -> None:
     from ..reporting.report import write_report
     from ..reporting.run_folder import AUDIT, AUDITED, CARD, RunFolder
     from ..storage import write_json
-    from .audited import run_audit
+    from .jobs.audited import run_audit
 
     if not PartialState(cpu=args.use_cpu).is_main_process:
         return

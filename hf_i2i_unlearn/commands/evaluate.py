@@ -88,7 +88,7 @@ class Arguments(SplitArguments):
 def main() -> None:
     args, runs = read_arguments()
 
-    from .evaluated import run_evaluation
+    from .jobs.evaluated import run_evaluation
 
     run_evaluation(args, runs)
 

@@ -69,6 +69,6 @@ class Arguments(SplitArguments):
 def main() -> None:
     (args,) = parse((Arguments,), __doc__, demo="evaluate_original_mnist_mae")
 
-    from .evaluated_original import run_measurement
+    from .jobs.evaluated_original import run_measurement
 
     run_measurement(args)

@@ -12,7 +12,7 @@ Exit status 0: written, and every request holds. 3: one does not, and nothing is
 from dataclasses import dataclass, field
 
 from .cli import parse
-from .ledger import LedgerArguments
+from .jobs.ledger import LedgerArguments
 
 
 @dataclass
@@ -33,7 +33,7 @@ def main() -> None:
     from ..reporting.merged_card import write_merged_card
     from ..reporting.run_folder import refuse_full_folder
     from ..storage import write_json
-    from .ledger import check, given_pictures, load_patched, open_ledger
+    from .jobs.ledger import check, given_pictures, load_patched, open_ledger
 
     refuse_full_folder(args.output_dir, False)
     ledger = open_ledger(args.ledger, args.original)

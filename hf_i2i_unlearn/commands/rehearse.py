@@ -85,7 +85,7 @@ def rehearse(args: RehearsalArguments, folder: Path) -> list[str]:
     Raises:
         RunError: a part of it failed; the message has the end of what it said.
     """
-    from .published import PUBLISHED, make
+    from .jobs.published import PUBLISHED, make
 
     known = PUBLISHED.get(args.model)
     original = folder / "original" if known else args.model
@@ -131,7 +131,7 @@ def _run(args, command, folder: Path) -> dict:
     taken = sorted(log["seconds_per_step"] for log in warm)
     say("loading the result in its plain library" + (", merging the patch" if args.lora else ""))
     check = run_child(
-        [sys.executable, "-m", "hf_i2i_unlearn.commands.reloaded", str(folder / "out"), str(folder / "merged")], folder
+        [sys.executable, "-m", "hf_i2i_unlearn.commands.jobs.reloaded", str(folder / "out"), str(folder / "merged")], folder
     )
     return {
         "killed": vars(killed) | {"said": ""},

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field, fields
 
 from .cli import parse
-from .ledger import LedgerArguments
+from .jobs.ledger import LedgerArguments
 
 
 @dataclass
@@ -29,7 +29,7 @@ def main() -> None:
     (args,) = parse((Arguments,), __doc__, mine)
 
     from ..errors import NotForgotten
-    from .ledger import check, given_pictures, open_ledger, train_again
+    from .jobs.ledger import check, given_pictures, open_ledger, train_again
 
     ledger = open_ledger(args.ledger, args.original)
     entry = ledger.find(args.request)

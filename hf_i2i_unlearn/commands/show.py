@@ -53,8 +53,8 @@ def main() -> None:
     (args,) = parse((Arguments,), __doc__, words)
     if not args.model:
         raise InputError("Name the folder of the run: hf-i2i-unlearn show FOLDER.")
-    from .shown import gradio
-    from .space import choose_pictures, write_space
+    from .jobs.shown import gradio
+    from .jobs.space import choose_pictures, write_space
 
     gradio()  # before anything is loaded
     count = args.pictures if args.pictures is not None else 0 if args.space else 12
@@ -67,7 +67,7 @@ def main() -> None:
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
-    from .shown import Shown, launch, page
+    from .jobs.shown import Shown, launch, page
 
     disable_progress_bar()  # of loading
     shown = Shown.load(args.model, args.record, args.original, PartialState(cpu=args.use_cpu).device)

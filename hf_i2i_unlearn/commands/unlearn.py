@@ -15,7 +15,7 @@ def main(family: str | None = None) -> None:
     options = FAMILIES[family]
     args, training = parse((options.arguments, options.training), options.arguments.__doc__ or "", demo=options.demo)
 
-    from .run import Run, prepare_run, unlearn
+    from .jobs.run import Run, prepare_run, unlearn
 
     planned = args.plan != "false"
     training.push_to_hub = training.push_to_hub and not planned
@@ -23,7 +23,7 @@ def main(family: str | None = None) -> None:
     model, processor = options.load(args, path)
     run = Run.prepare(args, training, model, processor, path, given=given_options(demo=options.demo))
     if planned:
-        from .plan import report
+        from .jobs.plan import report
 
         report(run, args.plan)
     else:

@@ -64,7 +64,7 @@ def main() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from ..reporting.request import answer, details
-    from .certificate import verify, write_verified
+    from .jobs.certificate import verify, write_verified
 
     disable_progress_bar()  # of loading
     found = verify(args, run)

@@ -14,7 +14,7 @@ folder stays where it is.
 from dataclasses import dataclass, field
 
 from .cli import parse
-from .ledger import LedgerArguments
+from .jobs.ledger import LedgerArguments
 
 
 @dataclass
@@ -33,7 +33,7 @@ def main() -> None:
     from ..errors import NotForgotten
     from ..models.ledger import now
     from ..reporting.run_folder import RunFolder
-    from .ledger import check, given_pictures, open_ledger, train_again
+    from .jobs.ledger import check, given_pictures, open_ledger, train_again
 
     ledger = open_ledger(args.ledger, args.original)
     before = open_ledger(args.ledger, args.original)

@@ -18,13 +18,13 @@ none can be withdrawn. Each was checked in the merged model, picture by picture.
 
 {table}
 
-A request is named by the SHA-256 of its pictures' hashes: whoever has the pictures can compute it, and nobody finds them from it.
+A request is named by the SHA-256 of its pictures' hashes. Whoever has the pictures can compute it; nobody finds them from it.
 **This is suppression, not erasure**: further training may bring the pictures back.
 """
 
 
 def write_merged_card(folder, original: str, requests: list[dict]) -> None:
-    """Write `README.md`. original: the checkpoint below. requests: {"request", "case", "held"} of each, as a ledger has them."""
+    """Write `README.md`. original: the checkpoint below. requests: {"request", "case", "held"} of each, as a ledger says."""
     folder = Path(folder)
     rows = [[r["request"], r.get("case") or "", f"{r['held']['count']} of {r['held']['of']}"] for r in requests]
     told = table(["request", "case", "can no longer be completed"], rows)

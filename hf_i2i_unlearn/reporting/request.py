@@ -3,7 +3,7 @@
 A record of a request holds, beside the verdicts as `audit.picture_verdicts.Judge` gives them:
 
     case                     the number of the request in the files of whoever ran it; None without
-    erasure                  what was erased, see `commands.erasing`; None where the pictures were suppressed alone
+    erasure                  what was erased, see `commands.jobs.erasing`; None where the pictures were suppressed alone
     date, dataset, asked     when, of which pictures, and what (counts and hashes; names only where `--card_names true` says so)
     identity                 {"forget": hash of the set, "corruption", "method"}: what a checkpoint of the run serves
     total                    pictures of the forget set; None for a stream
@@ -123,8 +123,9 @@ def left_in_weights(erasure: dict | None) -> str:
     which = "encoder and decoder" if erasure["decoder"] else "the encoder"
     left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
     return (
-        f"The pictures were erased, and not only suppressed: the weights of {which} were moved {erasure['share']:.0%} of the way "
-        f"to a fresh initialisation, and learnt the original's work again.{left} The audit says whether training brings them back."
+        f"The pictures were erased, and not only suppressed: the weights of {which} were moved {erasure['share']:.0%} of the "
+        f"way to a fresh initialisation, and learnt the original's work again.{left} The audit says whether training brings "
+        "them back."
     )
 
 

@@ -25,8 +25,8 @@ from PIL import Image
 
 from hf_i2i_unlearn import InputError
 from hf_i2i_unlearn.commands import report, show, unlearn
-from hf_i2i_unlearn.commands import run as running
-from hf_i2i_unlearn.commands.shown import PAINTED, Shown, page, painted_over
+from hf_i2i_unlearn.commands.jobs import run as running
+from hf_i2i_unlearn.commands.jobs.shown import PAINTED, Shown, page, painted_over
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -123,7 +123,7 @@ def test_a_space_without_the_pictures(site, console, tmp_path):  # noqa: F811
 def served(site):  # noqa: F811
     """The page, served on this machine: its address."""
     pytest.importorskip("gradio", reason="the extra [show] is not installed")
-    from hf_i2i_unlearn.commands.shown import launch
+    from hf_i2i_unlearn.commands.jobs.shown import launch
 
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

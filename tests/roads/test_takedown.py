@@ -6,7 +6,8 @@ import pytest
 from helpers.console import console  # noqa: F401 (a fixture)
 
 from hf_i2i_unlearn import load_source
-from hf_i2i_unlearn.commands import report, takedown, unlearn, verify
+from hf_i2i_unlearn.commands import report, unlearn, verify
+from hf_i2i_unlearn.commands.jobs import takedown
 from hf_i2i_unlearn.reporting.run_folder import RunFolder
 
 ASKED = ["--dataset", "photos", "--forget_list", "request.txt"]

@@ -4,9 +4,9 @@ import time
 
 import torch
 
-from ..errors import InputError
-from ..training.objective import check_noise_target
-from ..training.targets import check_cacheable
+from ...errors import InputError
+from ...training.objective import check_noise_target
+from ...training.targets import check_cacheable
 
 
 def levers(run, plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run has written, loaded by its plain library alone: `python -m hf_i2i_unlearn.commands.reloaded RESULT MERGED`.
+"""What a run has written, loaded by its plain library alone: `python -m hf_i2i_unlearn.commands.jobs.reloaded RESULT MERGED`.
 
 A patch is loaded onto its original by peft, and merged into a folder that is then loaded again. Prints one line.
 """
@@ -29,8 +29,8 @@ def main(folder: Path, merged: Path) -> str:
     """What was loaded, in a few words."""
     if not (folder / "adapter_config.json").exists():
         return plain(folder)
-    from ..models.auto import load_model
-    from ..models.patches import merge
+    from ...models.auto import load_model
+    from ...models.patches import merge
 
     model = load_model(str(folder))
     merge(model)

@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
-from ..audit.attacks import device_of
-from ..audit.options import AuditOptions
-from ..audit.run import FILE, Audit, Compared, refuse_other_kind
-from ..audit.sets import Sets, parted, spread
-from ..data.options import SplitArguments
-from ..data.reading import ImageReader, load_processor
-from ..data.requests import classes_of, classes_request, load_classes, select
-from ..data.sources import first_rows, load_source, undecoded_column
-from ..data.splits import build_splits, forget_selection
-from ..errors import InputError
-from ..models.auto import DEMOS, family_options, load_model
-from ..models.base import I2IModel
-from ..models.patches import merge
-from ..places import check_places, portable, without_absolute
-from ..reporting.run_folder import OPTIONS, RunFolder
-from .words import parse_corruption
+from ...audit.attacks import device_of
+from ...audit.options import AuditOptions
+from ...audit.run import FILE, Audit, Compared, refuse_other_kind
+from ...audit.sets import Sets, parted, spread
+from ...data.options import SplitArguments
+from ...data.reading import ImageReader, load_processor
+from ...data.requests import classes_of, classes_request, load_classes, select
+from ...data.sources import first_rows, load_source, undecoded_column
+from ...data.splits import build_splits, forget_selection
+from ...errors import InputError
+from ...models.auto import DEMOS, family_options, load_model
+from ...models.base import I2IModel
+from ...models.patches import merge
+from ...places import check_places, portable, without_absolute
+from ...reporting.run_folder import OPTIONS, RunFolder
+from ..words import parse_corruption
 
 # Options of the audit that, where given, take the place of the run's.
 GIVEN = ("dataset", "train_split", "eval_split", "forget_list", "forget_values", "forget_rows")

@@ -25,8 +25,8 @@ def _mae(large: bool):
     def make(folder: Path, tiny: bool) -> None:
         from transformers import ViTMAEConfig
 
-        from ..models.mae.conversion import image_processor
-        from ..models.mae.modeling import I2IMAE
+        from ...models.mae.conversion import image_processor
+        from ...models.mae.modeling import I2IMAE
 
         config: dict = {"norm_pix_loss": True}
         if large:
@@ -48,9 +48,9 @@ def _mage(large: bool):
     def make(folder: Path, tiny: bool) -> None:
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-        from ..models.mage.hf.configuration_mage import MageConfig
-        from ..models.mage.hf.modeling_mage import MageModel
-        from ..models.mage.modeling import I2IMage
+        from ...models.mage.hf.configuration_mage import MageConfig
+        from ...models.mage.hf.modeling_mage import MageModel
+        from ...models.mage.modeling import I2IMage
 
         config: dict = {}
         if large:
@@ -70,8 +70,8 @@ def _mage(large: bool):
 
 
 def _palette(folder: Path, tiny: bool) -> None:
-    from ..models.diffusion.layout import palette_config
-    from ..models.diffusion.modeling import I2IUNet
+    from ...models.diffusion.layout import palette_config
+    from ...models.diffusion.modeling import I2IUNet
 
     small: dict = {"image_size": 64, "inner": 8, "multipliers": (1, 2), "layers": 1, "head_channels": 4, "norm_groups": 4}
     I2IUNet.from_config(palette_config(**small if tiny else {})).save_pretrained(folder)

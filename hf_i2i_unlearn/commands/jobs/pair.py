@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.reading import ImageReader, load_processor
-from ..errors import InputError
-from ..models.auto import DEMOS, family_of, family_options, load_model
-from ..models.base import I2IModel
-from ..places import check_places
-from ..reporting.run_folder import RunFolder
+from ...data.reading import ImageReader, load_processor
+from ...errors import InputError
+from ...models.auto import DEMOS, family_of, family_options, load_model
+from ...models.base import I2IModel
+from ...places import check_places
+from ...reporting.run_folder import RunFolder
 
 
 @dataclass

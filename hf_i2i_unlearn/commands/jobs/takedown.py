@@ -9,16 +9,16 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..audit.picture_verdicts import Judge, Standing
-from ..data.requests import counted
-from ..data.sources import first_rows, load_accounted
-from ..errors import InputError
-from ..methods.corruptions import CenterCrop, Corruption, RandomMask
-from ..models.base import I2IModel
-from ..training.control import StopWhen
+from ...audit.picture_verdicts import Judge, Standing
+from ...data.requests import counted
+from ...data.sources import first_rows, load_accounted
+from ...errors import InputError
+from ...methods.corruptions import CenterCrop, Corruption, RandomMask
+from ...models.base import I2IModel
+from ...training.control import StopWhen
+from ..words import find_distance, find_method
 from .certificate import masks_of, twin_of, unseen_rows
 from .measuring import duration, seconds_of
-from .words import find_distance, find_method
 
 SPLITS = ("validation", "test")  # that are looked for, to compare with
 HOLD_OUT = 0.2  # of the retain pictures where there is no such split

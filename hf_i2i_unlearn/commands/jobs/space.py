@@ -7,20 +7,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.decoding import Decoder, Unreadable, picture_hash
-from ..data.options import SplitArguments
-from ..data.requests import select
-from ..data.sources import first_rows, load_source, undecoded
-from ..data.splits import forget_selection
-from ..errors import InputError
-from ..models.auto import DEMOS, split_patch
-from ..places import check_places
-from ..reporting.hub import PUSHED
-from ..reporting.request import headline
-from ..reporting.run_folder import OPTIONS, RECORD, REQUEST, RunFolder
-from ..storage import write_text
+from ...data.decoding import Decoder, Unreadable, picture_hash
+from ...data.options import SplitArguments
+from ...data.requests import select
+from ...data.sources import first_rows, load_source, undecoded
+from ...data.splits import forget_selection
+from ...errors import InputError
+from ...models.auto import DEMOS, split_patch
+from ...places import check_places
+from ...reporting.hub import PUSHED
+from ...reporting.request import headline
+from ...reporting.run_folder import OPTIONS, RECORD, REQUEST, RunFolder
+from ...storage import write_text
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 MODEL, ORIGINAL, PICTURES = "unlearned", "original", "pictures"  # folders of a Space
 # What the page needs; the package itself travels with it.
 NEEDS = ("accelerate", "datasets", "diffusers", "huggingface_hub", "jinja2", "matplotlib", "numpy", "peft", "pillow", "pyarrow",
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_i2i_unlearn.commands.shown import Shown, launch, page
+from hf_i2i_unlearn.commands.jobs.shown import Shown, launch, page
 
 HERE = Path(__file__).parent
 pictures = [Image.open(file).convert("RGB") for file in sorted((HERE / "pictures").glob("*.png"))]

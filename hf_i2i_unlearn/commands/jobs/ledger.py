@@ -6,11 +6,11 @@ from pathlib import Path
 
 import yaml
 
-from ..data.options import SplitArguments
-from ..errors import InputError, NotForgotten
-from ..models.ledger import FILE, Ledger, now
-from ..reporting.run_folder import RunFolder
-from .options import check_required
+from ...data.options import SplitArguments
+from ...errors import InputError, NotForgotten
+from ...models.ledger import FILE, Ledger, now
+from ...reporting.run_folder import RunFolder
+from ..options import check_required
 
 # What names the pictures of a request. Values and rows may name people: they stand in the ledger with --card_names alone.
 NAMING = ("dataset", "dataset_config", "forget_classes", "forget_column", "forget_list", "forget_list_column", "retain_dataset")
@@ -112,8 +112,8 @@ def others_of(args, splits) -> list[str]:
         return []
     if args.patches:
         raise InputError("--ledger brings the patches that are on; leave out --patches, and give the original as --model.")
-    from ..data.decoding import picture_hash
-    from ..training.accounting import request_hash
+    from ...data.decoding import picture_hash
+    from ...training.accounting import request_hash
 
     ledger = Ledger(args.ledger)
     if ledger.original and ledger.relative(ledger.original) != ledger.relative(args.model):
@@ -157,10 +157,10 @@ def check(ledger: Ledger, entries: list[dict], pictures: dict[str, dict], args: 
     Returns:
         The names of the requests that do not hold: too few of their pictures are forgotten, or nobody can vouch for it.
     """
-    from ..data.reading import ImageReader, load_processor
+    from ...data.reading import ImageReader, load_processor
+    from ..verify import VerifyArguments
     from .certificate import verify
     from .pair import Pair
-    from .verify import VerifyArguments
 
     broken, names = [], [entry["name"] for entry in entries]
     models = models or load_patched(ledger, entries, args)
@@ -200,8 +200,8 @@ def load_patched(ledger: Ledger, entries: list[dict], args: LedgerArguments):
     """
     from accelerate import PartialState
 
-    from ..models.auto import DEMOS, family_of, family_options, load_model
-    from ..models.patches import AdaptersOff
+    from ...models.auto import DEMOS, family_of, family_options, load_model
+    from ...models.patches import AdaptersOff
 
     run = RunFolder(ledger.patch(ledger.requests[0])).options
     original = str(ledger.original)
@@ -255,9 +255,9 @@ def train_again(args: LedgerArguments, ledger: Ledger, entry: dict, pictures: di
     Raises:
         InputError: options that cannot work.
     """
-    from ..models.auto import DEMOS, family_of
-    from .cli import parse
-    from .families import FAMILIES
+    from ...models.auto import DEMOS, family_of
+    from ..cli import parse
+    from ..families import FAMILIES
     from .run import Run, prepare_run, unlearn
 
     refuse_unnamed(entry["name"], pictures)

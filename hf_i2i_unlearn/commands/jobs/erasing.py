@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from transformers import SchedulerType
 
-from ..errors import InputError
-from ..models.auto import family_options, load_model
-from ..models.erasure import move_to_fresh
-from ..reporting.run_folder import refuse_full_folder
-from ..storage import flush
-from ..training.checkpoints import checkpoints, last_whole_checkpoint
-from ..training.config import UnlearningConfig
-from ..training.erasure import ErasureTrainer
+from ...errors import InputError
+from ...models.auto import family_options, load_model
+from ...models.erasure import move_to_fresh
+from ...reporting.run_folder import refuse_full_folder
+from ...storage import flush
+from ...training.checkpoints import checkpoints, last_whole_checkpoint
+from ...training.config import UnlearningConfig
+from ...training.erasure import ErasureTrainer
 from .measuring import duration, seconds_of
 
 if TYPE_CHECKING:

@@ -7,39 +7,39 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.augmentation import AUGMENTATIONS
-from ..data.pairs import ForgetRetainPairs
-from ..data.reading import ImageReader, pixel_batches
-from ..data.splits import Splits, build_splits, make_pairs
-from ..data.streams import ForgetRetainStream
-from ..errors import InputError
-from ..evaluation.completions import completions
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.metrics import Metric
-from ..evaluation.tables import markdown_table
-from ..methods.corruptions import Corruption
-from ..methods.distances import Distance
-from ..methods.method import Method
-from ..methods.noise import Noise
-from ..models.auto import DEMOS, split_patch
-from ..models.base import I2IModel
-from ..models.patches import AdaptersOff, add_patch, load_patches, merge, original_of
-from ..reporting.hub import check_access
-from ..reporting.model_card import inherited_license, write_card
-from ..reporting.plots import completion_grid, to_show
-from ..reporting.request import details, headline
-from ..reporting.run_folder import PICTURE, REQUEST, RunFolder, refuse_full_folder
-from ..training.config import UnlearningConfig, check_options
-from ..training.trainer import UnlearningTrainer
+from ...data.augmentation import AUGMENTATIONS
+from ...data.pairs import ForgetRetainPairs
+from ...data.reading import ImageReader, pixel_batches
+from ...data.splits import Splits, build_splits, make_pairs
+from ...data.streams import ForgetRetainStream
+from ...errors import InputError
+from ...evaluation.completions import completions
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.metrics import Metric
+from ...evaluation.tables import markdown_table
+from ...methods.corruptions import Corruption
+from ...methods.distances import Distance
+from ...methods.method import Method
+from ...methods.noise import Noise
+from ...models.auto import DEMOS, split_patch
+from ...models.base import I2IModel
+from ...models.patches import AdaptersOff, add_patch, load_patches, merge, original_of
+from ...reporting.hub import check_access
+from ...reporting.model_card import inherited_license, write_card
+from ...reporting.plots import completion_grid, to_show
+from ...reporting.request import details, headline
+from ...reporting.run_folder import PICTURE, REQUEST, RunFolder, refuse_full_folder
+from ...training.config import UnlearningConfig, check_options
+from ...training.trainer import UnlearningTrainer
+from ..cli import command_line
+from ..options import RunArguments
+from ..words import find_distance, find_method, make_noise, parse_corruption
 from .certificate import certify, require, write_record
-from .cli import command_line
 from .console import LOG, speak, write_log
 from .erasing import erasing
 from .ledger import check_others, enter, others_of
-from .options import RunArguments
 from .record import model_facts, picture_facts, training_facts
 from .takedown import Takedown
-from .words import find_distance, find_method, make_noise, parse_corruption
 
 
 def prepare_run(args: RunArguments, training: UnlearningConfig) -> str:

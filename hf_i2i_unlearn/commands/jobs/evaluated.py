@@ -3,24 +3,24 @@
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.reading import ImageReader, load_processor
-from ..data.splits import Splits, build_splits
-from ..errors import InputError
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.feature_loaders import load_features
-from ..evaluation.features import hash_weights
-from ..experiments.measurement import Cells, draw_completions, plan_of, write_results
-from ..experiments.unlearned import Ablations, card_results, card_summary, card_tables, draw_crops, draw_maps, result_tables
-from ..markdown import tables as markdown
-from ..models.auto import DEMOS, family_options, load_model
-from ..models.base import I2IModel
-from ..models.patches import merge
-from ..reporting.model_card import write_section
-from ..reporting.plots import to_show
-from ..reporting.run_folder import METRICS, TRAINING_METRICS, RunFolder
-from .cli import command_line
-from .evaluate import ABLATIONS, first_run, named
-from .words import CORRUPTION_HELP, parse_corruption
+from ...data.reading import ImageReader, load_processor
+from ...data.splits import Splits, build_splits
+from ...errors import InputError
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.feature_loaders import load_features
+from ...evaluation.features import hash_weights
+from ...experiments.measurement import Cells, draw_completions, plan_of, write_results
+from ...experiments.unlearned import Ablations, card_results, card_summary, card_tables, draw_crops, draw_maps, result_tables
+from ...markdown import tables as markdown
+from ...models.auto import DEMOS, family_options, load_model
+from ...models.base import I2IModel
+from ...models.patches import merge
+from ...reporting.model_card import write_section
+from ...reporting.plots import to_show
+from ...reporting.run_folder import METRICS, TRAINING_METRICS, RunFolder
+from ..cli import command_line
+from ..evaluate import ABLATIONS, first_run, named
+from ..words import CORRUPTION_HELP, parse_corruption
 
 FREE = {
     "models",

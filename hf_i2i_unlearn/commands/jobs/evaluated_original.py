@@ -5,25 +5,25 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.reading import ImageReader, load_processor
-from ..data.requests import load_classes
-from ..data.sources import first_rows, undecoded
-from ..data.splits import build_splits
-from ..errors import InputError
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.feature_loaders import load_features
-from ..evaluation.features import hash_weights
-from ..evaluation.trivial import TRIVIAL, TrueTokens
-from ..experiments.measurement import Cells, draw_completions, plan_of, write_results
-from ..experiments.originals import SECTION, against_trivial_text, card_results
-from ..models.auto import DEMOS
-from ..models.base import I2IModel
-from ..originals.quality import against_trivial, load_original
-from ..reporting.model_card import update_card
-from ..reporting.plots import to_show
-from ..reporting.run_folder import RunFolder
-from .cli import command_line
-from .words import parse_corruption
+from ...data.reading import ImageReader, load_processor
+from ...data.requests import load_classes
+from ...data.sources import first_rows, undecoded
+from ...data.splits import build_splits
+from ...errors import InputError
+from ...evaluation.evaluator import Evaluator
+from ...evaluation.feature_loaders import load_features
+from ...evaluation.features import hash_weights
+from ...evaluation.trivial import TRIVIAL, TrueTokens
+from ...experiments.measurement import Cells, draw_completions, plan_of, write_results
+from ...experiments.originals import SECTION, against_trivial_text, card_results
+from ...models.auto import DEMOS
+from ...models.base import I2IModel
+from ...originals.quality import against_trivial, load_original
+from ...reporting.model_card import update_card
+from ...reporting.plots import to_show
+from ...reporting.run_folder import RunFolder
+from ..cli import command_line
+from ..words import parse_corruption
 
 FREE = (
     "models",

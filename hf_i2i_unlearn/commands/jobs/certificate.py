@@ -5,22 +5,22 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..audit.picture_verdicts import FEWEST, Judge, other_masks
-from ..data.decoding import picture_hash
-from ..data.reading import ImageReader
-from ..data.sources import first_rows
-from ..data.splits import build_splits
-from ..errors import InputError, NotForgotten
-from ..methods.corruptions import Corruption, Turns
-from ..models.auto import family_options, load_model
-from ..models.base import I2IModel
-from ..places import without_absolute
-from ..reporting.report import verification_page
-from ..reporting.run_folder import RunFolder
-from ..storage import content_hash, differences, write_json, write_text
-from ..training.targets import identity
+from ...audit.picture_verdicts import FEWEST, Judge, other_masks
+from ...data.decoding import picture_hash
+from ...data.reading import ImageReader
+from ...data.sources import first_rows
+from ...data.splits import build_splits
+from ...errors import InputError, NotForgotten
+from ...methods.corruptions import Corruption, Turns
+from ...models.auto import family_options, load_model
+from ...models.base import I2IModel
+from ...places import without_absolute
+from ...reporting.report import verification_page
+from ...reporting.run_folder import RunFolder
+from ...storage import content_hash, differences, write_json, write_text
+from ...training.targets import identity
+from ..words import parse_corruption
 from .pair import Pair
-from .words import parse_corruption
 
 
 def masks_of(corruption: Corruption) -> list[Corruption]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..storage import write_text
+from ...storage import write_text
 
 LOG = "log.jsonl"  # every number that was logged, a JSON object a line
 

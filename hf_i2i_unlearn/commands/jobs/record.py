@@ -4,11 +4,11 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from ..methods.distances import Distance
-from ..methods.method import Method
-from ..models.auto import DEMOS
-from ..models.base import I2IModel
-from ..training.config import UnlearningConfig
+from ...methods.distances import Distance
+from ...methods.method import Method
+from ...models.auto import DEMOS
+from ...models.base import I2IModel
+from ...training.config import UnlearningConfig
 
 PACKAGES = ("torch", "transformers", "diffusers", "peft", "datasets", "accelerate")
 

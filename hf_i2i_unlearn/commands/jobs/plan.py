@@ -17,9 +17,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..audit.picture_verdicts import other_masks
-from ..data.pairs import ForgetRetainPairs, seeds_for
-from ..data.sources import first_rows
+from ...audit.picture_verdicts import other_masks
+from ...data.pairs import ForgetRetainPairs, seeds_for
+from ...data.sources import first_rows
 from .certificate import masks_of, unseen_rows
 from .levers import levers
 from .measuring import FEW, Cost, Memory, duration, few_denoising_steps, finished, since_start

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..audit.picture_verdicts import FLAT, NOTHING, Bounds, blank_fill, other_masks
-from ..data.pairs import seeds_for
-from ..errors import InputError
-from ..evaluation.metrics import hole_mse
-from ..methods.corruptions import Corruption
-from ..models.base import I2IModel
-from ..reporting.plain import called, hidden
-from ..reporting.request import details, headline
-from ..reporting.run_folder import RunFolder
+from ...audit.picture_verdicts import FLAT, NOTHING, Bounds, blank_fill, other_masks
+from ...data.pairs import seeds_for
+from ...errors import InputError
+from ...evaluation.metrics import hole_mse
+from ...methods.corruptions import Corruption
+from ...models.base import I2IModel
+from ...reporting.plain import called, hidden
+from ...reporting.request import details, headline
+from ...reporting.run_folder import RunFolder
+from ..words import parse_corruption
 from .certificate import masks_of
 from .pair import Pair
-from .words import parse_corruption
 
 PAINTED = "what is painted over on the picture"
 DARK = 0.1  # a patch of which so much is painted over is hidden
