@@ -3,11 +3,15 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from conftest import make_dataset, make_mae
 from helpers.close import assert_close
+from test_mage import make_mage
+from test_mage_training import make_processor
+from test_unet import make_unet
 
-from hf_i2i_unlearn import METHODS, CenterCrop, ImageReader, InputError, undecoded
+from hf_i2i_unlearn import METHODS, CenterCrop, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
 from hf_i2i_unlearn.commands.erasure_study import main
 from hf_i2i_unlearn.experiments.erasure_study import Stage, Study, study_table
@@ -21,13 +25,12 @@ STAGES = [
 ]
 
 
-def study(processor, folder=None, twin=True):
+def study(processor, folder=None, twin=True, original=None):
     rows, reader = undecoded(make_dataset(40)), ImageReader(processor, 3)
     some = list(rows)
-    return Study(
-        make_mae(0).eval(), make_mae(1).eval() if twin else None, reader, some[:8], rows.select(range(8, 30)), some[30:], T,
-        steps=2, batch_size=4, folder=folder,
-    )  # fmt: skip
+    knows, unseen, train = some[:8], some[30:], rows.select(range(8, 30))
+    original, twin = original or make_mae(0).eval(), make_mae(1).eval() if twin else None
+    return Study(original, twin, reader, knows, train, unseen, T, steps=2, batch_size=4, folder=folder)
 
 
 def test_rows_are_what_the_parts_measure(processor, tmp_path):
@@ -64,6 +67,16 @@ def test_the_rate_is_chosen_where_nothing_is_reported(processor):
     assert made._tuned(Stage("x", 1, tuple(errors)))[2] == 0.2  # the most forgotten within the tolerance
     errors = {0.1: (1.2, 3.0), 0.2: (1.1, 4.0)}
     assert made._tuned(Stage("x", 1, tuple(errors)))[2] == 0.2  # none is within: the cheapest
+
+
+@pytest.mark.parametrize("make", [lambda: I2IMage(make_mage(0), steps=2), lambda: make_unet(0)], ids=["mage", "unet"])
+def test_the_other_families(make, processor, request):
+    if "mage" in request.node.name:
+        processor = make_processor()  # does not normalise
+    made = study(processor, twin=False, original=make().eval())
+    found = made.run([Stage("unlearned", 2, batch_size=2), Stage("erased", 2, batch_size=2, share=1.0, decoder=True)])
+    assert all(np.isfinite(row["lowest"]) and row["lowest"] <= row["start"] for row in found)
+    assert all(row["drift"] > 0 for row in found[1:])
 
 
 def test_without_a_twin_the_start_is_the_reference(processor):

@@ -49,7 +49,9 @@ class Arguments(SourceArguments):
     )
     erase_steps: int = field(default=600, metadata={"help": "Steps of each erasure."})
     erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, a cosine."})
-    erase_muon_learning_rate: float = field(default=2e-2, metadata={"help": "That of Muon; 0: AdamW alone."})
+    erase_muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "That of Muon; 0: AdamW alone [0.02, 0 for U-Nets]."}
+    )
     erase_batch_size: int = field(default=32, metadata={"help": "Its pairs per step."})
     attack_weights: list[str] = field(
         default_factory=lambda: ["all"],
@@ -74,6 +76,34 @@ class Arguments(SourceArguments):
             raise InputError(f"--methods are of {', '.join(METHODS)}; got {' '.join(self.methods)}.")
 
 
+def stages_of(args: Arguments, muon: float) -> list:
+    """The stages that the options ask for. muon: the learning rate of Muon that suits the family."""
+    from ..experiments.erasure_study import Stage
+
+    muon = muon if args.erase_muon_learning_rate is None else args.erase_muon_learning_rate
+    stages = [
+        Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
+        for word in args.methods
+    ]
+    for decoder in args.decoder:
+        for share in args.shares:
+            name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
+            after = None if share == 1 else "unlearned"
+            stages.append(
+                Stage(
+                    name,
+                    args.erase_steps,
+                    (args.erase_learning_rate,),
+                    muon_learning_rate=muon,
+                    batch_size=args.erase_batch_size,
+                    share=share,
+                    decoder=decoder == "true",
+                    after=after,
+                )  # fmt: skip
+            )
+    return stages
+
+
 def main() -> None:
     (args,) = parse((Arguments,), __doc__, demo="erasure_study_mnist_mae")
 
@@ -83,7 +113,7 @@ def main() -> None:
 
     from ..data.reading import ImageReader, load_processor
     from ..data.sources import first_rows, load_source, undecoded
-    from ..experiments.erasure_study import Stage, Study, never_seen, study_table
+    from ..experiments.erasure_study import Study, never_seen, study_table
     from ..models.auto import load_model
     from ..reporting.plots import completion_grid
     from ..storage import write_text
@@ -97,22 +127,12 @@ def main() -> None:
         for split in (args.train_split, args.eval_split)
     )
     unseen = first_rows(never_seen(held, known), args.eval_samples)
-    stages = [
-        Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
-        for word in args.methods
-    ]
-    for decoder in args.decoder:
-        for share in args.shares:
-            name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
-            erasing = {"muon_learning_rate": args.erase_muon_learning_rate, "batch_size": args.erase_batch_size}
-            erasing |= {"share": share, "decoder": decoder == "true", "after": None if share == 1 else "unlearned"}
-            stages.append(Stage(name, args.erase_steps, (args.erase_learning_rate,), **erasing))
-    text = []
+    original = load_model(args.model, **args.options).eval()
+    twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
+    augment = AUGMENTATIONS[args.augment]
+    reader = ImageReader(load_processor(args.model), original.channels, augment, background=args.background)
+    stages, text = stages_of(args, original.muon_learning_rate), []
     for seed in args.seeds:
-        original = load_model(args.model, **args.options).eval()
-        twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
-        augment = AUGMENTATIONS[args.augment]
-        reader = ImageReader(load_processor(args.model), original.channels, augment, background=args.background)
         study = Study(
             original, twin, reader, known, train, unseen, corruption, seed,
             tuple(args.attack_weights), tuple(args.attack_learning_rates), args.attack_steps,

@@ -204,7 +204,7 @@ class Study:
         args = UnlearningConfig(
             str(self.folder or "study"), max_steps=stage.steps, learning_rate=rate, alpha=stage.alpha,
             muon_learning_rate=stage.muon_learning_rate, per_device_train_batch_size=stage.batch_size,
-            noise_target="mean" if stage.method.shared_target else "fresh",
+            noise_target="mean" if stage.method.shared_target and model.noise_target_is_shared else "fresh",
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
         pairs = ForgetRetainPairs(self.known, self.train, self.seed)
