@@ -76,7 +76,7 @@ def test_the_other_families(make, processor, request):
     made = study(processor, twin=False, original=make().eval())
     found = made.run([Stage("unlearned", 2, batch_size=2), Stage("erased", 2, batch_size=2, share=1.0, decoder=True)])
     assert all(np.isfinite(row["lowest"]) and row["lowest"] <= row["start"] for row in found)
-    assert all(row["drift"] > 0 for row in found[1:])
+    assert found[-1]["drift"] > 0
 
 
 def test_without_a_twin_the_start_is_the_reference(processor):
