@@ -96,7 +96,7 @@ def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
     assert "| erased 100% |" in text and "--unlearn_steps 2" in text
     printed = capsys.readouterr().out
     assert text[text.index("| model") : text.index("\n\n```bash")] in printed  # the table
-    assert (tmp_path / "study" / "study.png").is_file()
+    assert all((tmp_path / "study" / name).is_file() for name in ("study.png", "came_back.png"))
     row = json.loads((tmp_path / "study" / "seed-0" / "knows them by heart.json").read_text())
     assert row["result"]["known"] < 0.1  # the embedded twin knows the embedded canaries
 

@@ -4,7 +4,8 @@
 
 The attacker has half of the pictures, and what counts is the error on the other half. Without options it takes the embedded
 twin of the demo, which knows 100 canaries by heart: pictures whose hidden part is of another one, so that nobody can complete
-them but from memory. The output folder gets results.md and study.png. A broken-off study goes on there.
+them but from memory. The output folder gets results.md, came_back.png (against the cost) and study.png. A broken-off study
+goes on there.
 """
 
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def main() -> None:
     from ..data.sources import first_rows, load_source, undecoded
     from ..experiments.erasure_study import Study, never_seen, study_table
     from ..models.auto import load_model
-    from ..reporting.plots import completion_grid
+    from ..reporting.plots import came_back_plot, completion_grid
     from ..storage import write_text
     from .cli import command_line
 
@@ -131,7 +132,7 @@ def main() -> None:
     twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
     augment = AUGMENTATIONS[args.augment]
     reader = ImageReader(load_processor(args.model), original.channels, augment, background=args.background)
-    stages, text = stages_of(args, original.muon_learning_rate), []
+    stages, text, every = stages_of(args, original.muon_learning_rate), [], []
     for seed in args.seeds:
         study = Study(
             original, twin, reader, known, train, unseen, corruption, seed,
@@ -139,6 +140,7 @@ def main() -> None:
             folder=Path(args.output_dir, f"seed-{seed}"),
         )  # fmt: skip
         rows = study.run(stages)
+        every += rows
         text.append(f"Seed {seed}:\n\n{study_table(rows)}")
         print(f"\n{text[-1]}\n", flush=True)
         shown = [name for name in ("unlearned", stages[-1].name) if name in study.models]
@@ -147,4 +149,5 @@ def main() -> None:
             completion_grid({"forget": columns}, Path(args.output_dir, "study.png"))
     command = command_line("recipes/erasure_study.py")
     write_text(Path(args.output_dir, "results.md"), "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
-    print(f"In {args.output_dir}: results.md" + (" and study.png." if args.pictures else "."))
+    came_back_plot(every, Path(args.output_dir, "came_back.png"))
+    print(f"In {args.output_dir}: results.md, came_back.png" + (" and study.png." if args.pictures else "."))

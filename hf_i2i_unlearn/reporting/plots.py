@@ -248,3 +248,31 @@ def loss_curve(history: list[dict], path) -> None:
     axis.set(xlabel="step", ylabel="training loss")
     axis.grid(alpha=0.25)
     _save(figure, path)
+
+
+def came_back_plot(rows: list[dict], path) -> None:
+    """Draw what an attacker brings back against what forgetting cost on retain pictures: left and low is better.
+
+    Args:
+        rows: of `experiments.erasure_study.Study.run`, of several seeds one after the other. path: PNG file to write.
+    """
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axis, names = figure.subplots(), {}
+    before = 1.0
+    for row in rows:
+        if row["name"] == "knows them by heart":
+            before = row["retain"]
+        elif row["name"] != "never saw them":
+            names.setdefault(row["name"], []).append((row["retain"] / before, 100 * row["came_back"], row["seconds"]))
+    for (name, points), marker in zip(names.items(), itertools.cycle(SERIES_MARKERS)):
+        x, y, seconds = zip(*points)
+        axis.scatter(x, y, marker=marker, s=45, label=f"{name} ({sum(seconds) / len(seconds):.0f} s)", zorder=3)
+    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    axis.set_ylim(-4, 104)
+    axis.xaxis.set_major_formatter("x{x:.4g}")
+    axis.set_xlabel("retain error, times that of the model that knew them (left is better)", fontsize=9)
+    axis.set_ylabel("came back in an attack, % (lower is better)", fontsize=9)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    _save(figure, path)
