@@ -93,11 +93,11 @@ def _verdict(request: dict) -> str:
 
 def _remains(erasure: dict | None) -> str:
     """What is left in the weights, as far as the way of training says it."""
-    test = "`hf-i2i-unlearn audit --update_card true` adds it, as the section Audit."
+    test = "`hf-i2i-unlearn audit --update_card true` adds it here, as the section Audit."
     known = (
         "" if erasure else " Small models are known to come back within tens of steps of fine-tuning on some of the pictures."
     )
-    return f"{left_in_weights(erasure)}{known} {test}"
+    return f"{left_in_weights(erasure)} {test}{known}"
 
 
 def _metadata(run: RunFolder) -> dict:
