@@ -16,6 +16,7 @@ from hf_i2i_unlearn.audit.attacks import Setting, hole_errors, prepared
 from hf_i2i_unlearn.audit.memory import attack, came_back
 from hf_i2i_unlearn.audit.verdicts import FOUND, NONE, PARTLY, SKIPPED, UNCLEAR, verdicts
 from hf_i2i_unlearn.commands.memorise import main as memorise
+from hf_i2i_unlearn.commands.pretrain import main as pretrain
 from hf_i2i_unlearn.data.sources import load_source
 from hf_i2i_unlearn.originals.memorise import KnownAmongOthers, canaries
 
@@ -64,9 +65,9 @@ def source(tmp_path):
     return folder
 
 
-def run(monkeypatch, *words):
+def run(monkeypatch, *words, main=memorise):
     monkeypatch.setattr(sys, "argv", ["x", "--use_cpu", "true", "--disable_tqdm", "true", *map(str, words)])
-    memorise()
+    main()
 
 
 def test_pictures_become_known_by_heart_and_the_run_ends_there(checkpoint, source, tmp_path, monkeypatch):
@@ -97,6 +98,26 @@ def test_the_twin_never_sees_them(checkpoint, source, tmp_path, monkeypatch):
     )  # fmt: skip
     found = json.loads((folder / "figures.json").read_text())
     assert found["known"] > 0.5 * found["like_known"] and found["steps"] == 30
+
+
+def test_canaries_from_the_beginning(source, tmp_path, monkeypatch):
+    """A model that is pretrained among canaries knows them better than others like them."""
+    folder = tmp_path / "original"
+    model = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+             "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}  # fmt: skip
+    words = [
+        "--dataset", source, "--model", json.dumps(model), "--corruptions", '{"center:2": 1.0}', "--augment", "none",
+        "--samples", 0, "--canary_share", 0.5, "--per_device_train_batch_size", 8, "--learning_rate", 0.01,
+    ]  # fmt: skip
+    run(monkeypatch, *words, "--canaries", 4, "--max_steps", 200, "--output_dir", folder, main=pretrain)
+    known, like = (list(undecoded(load_source(str(folder / "known"), split))) for split in ("train", "validation"))
+    setting = Setting(ImageReader(_processor(folder), 3), progress=False)
+    errors = [hole_errors(load_model(str(folder)).eval(), some, T, setting).mean() for some in (known, like)]
+    assert len(known) == len(like) == 4 and errors[0] < 0.7 * errors[1]
+    for more in (["--canaries", -1], ["--canaries", 4, "--streaming", "true"], ["--canaries", 400]):
+        with pytest.raises(InputError):
+            run(monkeypatch, *words, *more, "--max_steps", 2, "--output_dir", tmp_path / "other", main=pretrain)
 
 
 @pytest.mark.parametrize("words", [["--known", 0], ["--known_share", 1], ["--known_ratio", 2], ["--known", 20]])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..data.augmentation import AUGMENTATIONS
 from ..data.options import SourceArguments
+from ..errors import InputError
 from ..originals.config import PretrainingConfig
 from .cli import JsonDict, parse
 from .words import parse_corruption
@@ -72,6 +73,14 @@ class Arguments(SourceArguments):
         metadata={"choices": ["epsilon", "v_prediction", "sample"], "help": "Diffusion: what a fresh U-Net learns to predict."},
     )
     classes: list[str] | None = field(default=None, metadata={"help": "Train on these classes only; all if not given."})
+    canaries: int = field(
+        default=0,
+        metadata={
+            "help": "So many pictures besides, of which what T hides is of another picture: nobody can complete them but by "
+            "heart, so that forgetting can be measured on them (see `memorise`). They go to known/ in the output folder."
+        },
+    )
+    canary_share: float = field(default=0.1, metadata={"help": "The share of every batch that is canaries."})
     image_mean: list[float] = field(
         default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Channel means in [0, 1]; MAGE does not normalise."}
     )
@@ -91,6 +100,15 @@ class Arguments(SourceArguments):
         default=8, metadata={"help": "Pictures to complete at every checkpoint, in samples/step-N.png; 0 = none."}
     )
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
+
+    def __post_init__(self):
+        if self.canaries < 0 or not 0 < self.canary_share < 1:
+            raise InputError(
+                "--canaries is how many, 0 or more, and --canary_share a share between 0 and 1; got "
+                f"{self.canaries} and {self.canary_share:g}."
+            )
+        if self.canaries:
+            self.refuse_streaming()
 
 
 def main() -> None:

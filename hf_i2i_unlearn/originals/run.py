@@ -10,6 +10,7 @@ from ..data.reading import ImageReader, pixel_batches
 from ..data.requests import load_classes
 from ..data.sources import first_rows, undecoded
 from ..data.streams import SingleImageStream
+from ..errors import InputError
 from ..evaluation.evaluator import Evaluator
 from ..methods.corruptions import Corruption
 from ..models.mage.pretraining import MageTokenizerTraining
@@ -17,6 +18,7 @@ from ..reporting.plots import loss_curve
 from ..reporting.run_folder import RunFolder, refuse_full_folder
 from .config import PretrainingConfig
 from .making import make_model
+from .memorise import KnownAmongOthers, canaries, write_known
 from .pretraining import PretrainingTrainer
 
 
@@ -44,10 +46,15 @@ def pretrain(args, training: PretrainingConfig, corruptions: dict[Corruption, fl
     if evaluating:
         held_out = undecoded(load_classes(args, args.eval_split, args.classes), args.image_column)
         rows = first_rows(held_out, args.eval_samples)
+    pictures = make_pictures(args, dataset, training.seed)
+    canary: list[list] = []
+    if args.canaries:
+        canary = make_canaries(args, model, processor, corruptions, dataset, held_out, training.seed)
+        pictures = KnownAmongOthers(canary[0], dataset, args.canary_share, training.seed)
     trainer = PretrainingTrainer(
         model,
         training,
-        make_pictures(args, dataset, training.seed),
+        pictures,
         processor,
         corruptions,
         augment,
@@ -70,7 +77,27 @@ def pretrain(args, training: PretrainingConfig, corruptions: dict[Corruption, fl
         folder.write_options(args, training)
         loss_curve(trainer.state.log_history, folder.path / "loss.png")
         folder.write_figures(figures)
+        if canary:
+            write_known(folder.path, *canary)
     return figures
+
+
+def make_canaries(args, model, processor, corruptions: dict[Corruption, float], dataset, held_out, seed: int) -> list[list]:
+    """[those to be known by heart, some like them that nobody sees], under the T that is trained with most.
+
+    Raises:
+        InputError: too few pictures, a T that is not fixed, or a stage that hides nothing.
+    """
+    if isinstance(model, MageTokenizerTraining):
+        raise InputError(
+            "--canaries go with what completes pictures, which MAGE's tokenizer does not; leave them to its transformer."
+        )
+    corruption = max(corruptions, key=corruptions.__getitem__)
+    reader = ImageReader(processor, model.channels, None, args.on_corrupt, args.background)
+    return [
+        canaries(first_rows(rows, 4 * args.canaries), args.canaries, corruption, model.grid, reader, model.image_size, seed + i)
+        for i, rows in enumerate((dataset, held_out))
+    ]
 
 
 def make_processor(args, model) -> ViTImageProcessorPil:
