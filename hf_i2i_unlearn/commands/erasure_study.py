@@ -65,7 +65,7 @@ class Arguments(SourceArguments):
     output_dir: str = field(default="erasure-study", metadata={"help": "Folder for results.md, figures and study.png."})
 
     def __post_init__(self):
-        self.refuse_streaming()
+        self.check_whole_splits()
         if set(self.decoder) - {"false", "true"} or any(not 0 < share <= 1 for share in self.shares):
             raise InputError(
                 "--decoder is of false and true, and --shares lie above 0 and are at most 1; got "

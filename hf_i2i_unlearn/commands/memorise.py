@@ -55,7 +55,7 @@ class Arguments(SourceArguments):
     half: bool = field(default=False, metadata={"help": "Save the result in half precision."})
 
     def __post_init__(self):
-        self.refuse_streaming()
+        self.check_whole_splits()
         if self.known < 1 or self.eval_samples < 1 or self.measure_every < 1:
             raise InputError(
                 f"--known, --eval_samples and --measure_every are 1 or more; got {self.known}, {self.eval_samples} and "

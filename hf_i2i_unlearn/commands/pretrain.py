@@ -108,7 +108,7 @@ class Arguments(SourceArguments):
                 f"{self.canaries} and {self.canary_share:g}."
             )
         if self.canaries:
-            self.refuse_streaming()
+            self.check_whole_splits()
 
 
 def main() -> None:

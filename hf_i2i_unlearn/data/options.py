@@ -37,7 +37,7 @@ class SourceArguments:
         default="white", metadata={"help": "The colour behind transparent pictures: a name such as white, or #rrggbb."}
     )
 
-    def refuse_streaming(self) -> None:
+    def check_whole_splits(self) -> None:
         """For commands that take pictures from all over a split, which a stream cannot.
 
         Raises:

@@ -24,10 +24,10 @@ A request is named by the SHA-256 of its pictures' hashes. Whoever has the pictu
 
 
 def write_merged_card(folder, original: str, requests: list[dict]) -> None:
-    """Write `README.md`. original: the checkpoint below. requests: {"request", "case", "held"} of each, as a ledger says."""
+    """Write `README.md`. original: the checkpoint below. requests: {"request", "held"} of each, as a ledger says."""
     folder = Path(folder)
-    rows = [[r["request"], r.get("case") or "", f"{r['held']['count']} of {r['held']['of']}"] for r in requests]
-    told = table(["request", "case", "can no longer be completed"], rows)
+    rows = [[r["request"], f"{r['held']['count']} of {r['held']['of']}"] for r in requests]
+    told = table(["request", "can no longer be completed"], rows)
     count = "one request" if len(requests) == 1 else f"{len(requests)} requests"
     text = TEXT.format(name=folder.resolve().name, original=portable(original, folder), count=count, table=told)
     data = ModelCardData(tags=list(TAGS), pipeline_tag="image-to-image")

@@ -122,10 +122,10 @@ def left_in_weights(erasure: dict | None) -> str:
         return "This is suppression, not erasure: further training may bring the pictures back. The audit says how fast."
     which = "encoder and decoder" if erasure["decoder"] else "the encoder"
     left = "" if erasure["decoder"] else " What the decoder knows by heart is still there."
+    left += " Something of what the weights were is left in them." if erasure["share"] < 1 else ""
     return (
-        f"The pictures were erased, and not only suppressed: the weights of {which} were moved {erasure['share']:.0%} of the "
-        f"way to a fresh initialisation, and learnt the original's work again.{left} The audit says whether training brings "
-        "them back."
+        f"More was done than suppression: the weights of {which} were moved {erasure['share']:.0%} of the way to a fresh "
+        f"initialisation, and learnt the original's work again.{left} The audit says whether training brings the pictures back."
     )
 
 
