@@ -14,7 +14,7 @@ from test_unet import make_unet
 from hf_i2i_unlearn import METHODS, CenterCrop, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
 from hf_i2i_unlearn.commands.erasure_study import main
-from hf_i2i_unlearn.experiments.erasure_study import Stage, Study, study_table
+from hf_i2i_unlearn.experiments.erasure_study import Stage, Study, points_of, study_table
 
 T = CenterCrop(2)
 STAGES = [
@@ -50,6 +50,10 @@ def test_rows_are_what_the_parts_measure(processor, tmp_path):
     kept = made.models["erased 50%"].model.decoder.state_dict()
     assert all((kept[name] == weight).all() for name, weight in untouched.items())
     assert "never saw them" in study_table(found)
+
+    points = points_of([found, found])
+    assert list(points) == [stage.name for stage in STAGES] and all(len(some) == 2 for some in points.values())
+    assert_close(points["max_loss"][0][0], found[3]["retain"] / found[1]["retain"])
 
     again = study(processor, tmp_path)
     again._train = again._measure = lambda *args: 1 / 0  # what is there is not done again

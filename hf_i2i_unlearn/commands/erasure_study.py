@@ -100,7 +100,7 @@ def stages_of(args: Arguments, muon: float) -> list:
                     share=share,
                     decoder=decoder == "true",
                     after=after,
-                )  # fmt: skip
+                )
             )
     return stages
 
@@ -114,7 +114,7 @@ def main() -> None:
 
     from ..data.reading import ImageReader, load_processor
     from ..data.sources import first_rows, load_source, undecoded
-    from ..experiments.erasure_study import Study, never_seen, study_table
+    from ..experiments.erasure_study import Study, never_seen, points_of, study_table
     from ..models.auto import load_model
     from ..reporting.plots import came_back_plot, completion_grid
     from ..storage import write_text
@@ -132,7 +132,7 @@ def main() -> None:
     twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
     augment = AUGMENTATIONS[args.augment]
     reader = ImageReader(load_processor(args.model), original.channels, augment, background=args.background)
-    stages, text, every = stages_of(args, original.muon_learning_rate), [], []
+    stages, text, studies = stages_of(args, original.muon_learning_rate), [], []
     for seed in args.seeds:
         study = Study(
             original, twin, reader, known, train, unseen, corruption, seed,
@@ -140,7 +140,7 @@ def main() -> None:
             folder=Path(args.output_dir, f"seed-{seed}"),
         )  # fmt: skip
         rows = study.run(stages)
-        every += rows
+        studies.append(rows)
         text.append(f"Seed {seed}:\n\n{study_table(rows)}")
         print(f"\n{text[-1]}\n", flush=True)
         shown = [name for name in ("unlearned", stages[-1].name) if name in study.models]
@@ -149,5 +149,5 @@ def main() -> None:
             completion_grid({"forget": columns}, Path(args.output_dir, "study.png"))
     command = command_line("recipes/erasure_study.py")
     write_text(Path(args.output_dir, "results.md"), "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
-    came_back_plot(every, Path(args.output_dir, "came_back.png"))
+    came_back_plot(points_of(studies), Path(args.output_dir, "came_back.png"))
     print(f"In {args.output_dir}: results.md, came_back.png" + (" and study.png." if args.pictures else "."))

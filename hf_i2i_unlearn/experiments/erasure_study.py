@@ -31,6 +31,7 @@ from ..training.config import UnlearningConfig
 from ..training.erasure import ErasureTrainer
 from ..training.trainer import UnlearningTrainer
 
+NEVER_SAW, KNOWS = "never saw them", "knows them by heart"  # the rows of the models before any stage
 TOLERANCE = 0.03  # the rise of the retain error within which a learning rate is chosen
 
 
@@ -103,11 +104,11 @@ class Study:
             completions there, "known": hole error on the known ones, "honoured": {"count", "of", ...} of `Judge`, "start",
             "lowest": on the half that the attacker has not, before the attack and at its best, "attacker", "came_back"}]
         """
-        rows = [self._row("never saw them", lambda: (self.twin, 0.0, None))] if self.twin is not None else []
-        rows.append(self._row("knows them by heart", lambda: (self.original, 0.0, None)))
+        rows = [self._row(NEVER_SAW, lambda: (self.twin, 0.0, None))] if self.twin is not None else []
+        rows.append(self._row(KNOWS, lambda: (self.original, 0.0, None)))
         rows += [self._row(stage.name, lambda stage=stage: self._trained(stage), self._facts(stage)) for stage in stages]
-        memorised = next(row["start"] for row in rows if row["name"] == "knows them by heart")
-        twin = next((row["lowest"] for row in rows if row["name"] == "never saw them"), None)
+        memorised = next(row["start"] for row in rows if row["name"] == KNOWS)
+        twin = next((row["lowest"] for row in rows if row["name"] == NEVER_SAW), None)
         for row in rows:
             reference = row["start"] if twin is None else twin
             row["came_back"] = came_back(row["lowest"], reference, memorised)
@@ -268,6 +269,17 @@ def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -
     return pictures.numel() * corruption.hidden(model.grid) / (rows * cols)
 
 
+def points_of(studies: list[list[dict]]) -> dict[str, list[tuple[float, float, float]]]:
+    """What `plots.came_back_plot` draws of the rows of studies, one a seed."""
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for rows in studies:
+        before = next(row["retain"] for row in rows if row["name"] == KNOWS)
+        for row in rows:
+            if row["name"] not in (NEVER_SAW, KNOWS):
+                points.setdefault(row["name"], []).append((row["retain"] / before, row["came_back"], row["seconds"]))
+    return points
+
+
 def study_table(rows: list[dict]) -> str:
     """The rows of `Study.run` as Markdown."""
     heads = "model|rate|seconds|retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back"
@@ -275,7 +287,7 @@ def study_table(rows: list[dict]) -> str:
     for row in rows:
         rate = f"{row['learning_rate']:g}" if row["learning_rate"] else ""
         judged = f"{row['honoured']['count']} of {row['honoured']['of']}"
-        share = "" if row["name"] == "never saw them" or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"
+        share = "" if row["name"] == NEVER_SAW or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"
         errors = {name: f"{row[name]:.3f}" for name in ("retain", "drift", "known", "start", "lowest")}
         cells = [row["name"], rate, f"{row['seconds']:.0f}", *(errors[k] for k in ("retain", "drift", "known")), judged]
         lines.append([*cells, errors["start"], errors["lowest"], share])

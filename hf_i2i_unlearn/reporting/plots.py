@@ -250,23 +250,19 @@ def loss_curve(history: list[dict], path) -> None:
     _save(figure, path)
 
 
-def came_back_plot(rows: list[dict], path) -> None:
+def came_back_plot(points: dict[str, list[tuple[float, float, float]]], path) -> None:
     """Draw what an attacker brings back against what forgetting cost on retain pictures: left and low is better.
 
     Args:
-        rows: of `experiments.erasure_study.Study.run`, of several seeds one after the other. path: PNG file to write.
+        points: {way of forgetting: a point a seed: (retain error, times that of the model that knew the pictures; the share
+            that came back, 0 to 1; seconds of training)}. path: PNG file to write.
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axis, names = figure.subplots(), {}
-    before = 1.0
-    for row in rows:
-        if row["name"] == "knows them by heart":
-            before = row["retain"]
-        elif row["name"] != "never saw them":
-            names.setdefault(row["name"], []).append((row["retain"] / before, 100 * row["came_back"], row["seconds"]))
-    for (name, points), marker in zip(names.items(), itertools.cycle(SERIES_MARKERS)):
-        x, y, seconds = zip(*points)
-        axis.scatter(x, y, marker=marker, s=45, label=f"{name} ({sum(seconds) / len(seconds):.0f} s)", zorder=3)
+    axis = figure.subplots()
+    for (name, mine), marker in zip(points.items(), itertools.cycle(SERIES_MARKERS)):
+        costs, shares, seconds = zip(*mine)
+        label = f"{name} ({sum(seconds) / len(seconds):.0f} s)"
+        axis.scatter(costs, [100 * share for share in shares], marker=marker, s=45, label=label, zorder=3)
     axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
     axis.set_ylim(-4, 104)
