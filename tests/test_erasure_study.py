@@ -14,7 +14,8 @@ from test_unet import make_unet
 from hf_i2i_unlearn import METHODS, CenterCrop, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
 from hf_i2i_unlearn.commands.erasure_study import main
-from hf_i2i_unlearn.experiments.erasure_study import Stage, Study, points_of, study_table
+from hf_i2i_unlearn.experiments.erasure_study import Stage, Study
+from hf_i2i_unlearn.experiments.study_page import points_of, study_table
 
 T = CenterCrop(2)
 STAGES = [

@@ -4,8 +4,9 @@
 
 The attacker has half of the pictures, and what counts is the error on the other half. Without options it takes the embedded
 twin of the demo, which knows 100 canaries by heart: pictures whose hidden part is of another one, so that nobody can complete
-them but from memory. The output folder gets results.md, came_back.png (against the cost) and study.png. A broken-off study
-goes on there.
+them but from memory. The output folder gets results.md, rows.json with every figure, came_back.png (what an attack brings
+back, against the cost), forgotten.png (the pictures' error, against the drift) and study.png. A broken-off study goes on
+there.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from ..data.augmentation import AUGMENTATIONS
 from ..data.options import SourceArguments
 from ..errors import InputError
+from ..evaluation.words import FEATURES_HELP
 from ..methods.method import METHODS
 from .cli import JsonDict, parse
 from .words import CORRUPTION_HELP, parse_corruption
@@ -38,10 +40,14 @@ class Arguments(SourceArguments):
     methods: list[str] = field(
         default_factory=lambda: ["ours"], metadata={"help": f"What unlearns, of {', '.join(METHODS)}; ours first."}
     )
+    proxy_retain: bool = field(
+        default=False,
+        metadata={"help": "Also ours with other retain pictures than those of training: what --eval_split has left."},
+    )
     unlearn_steps: int = field(default=300, metadata={"help": "Steps of unlearning alone, of 16 pairs."})
     unlearn_learning_rates: list[float] = field(
         default_factory=lambda: [1e-3],
-        metadata={"help": "Of several, each method takes the best on retain pictures that nothing is reported on."},
+        metadata={"help": "Of several, each method takes its best of the first seed, by pictures that nothing is reported on."},
     )
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
@@ -60,6 +66,9 @@ class Arguments(SourceArguments):
     )
     attack_learning_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3], metadata={"help": "Their rates."})
     attack_steps: int = field(default=48, metadata={"help": "Their steps."})
+    features: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": f"Completions are measured by them besides. {FEATURES_HELP}."}
+    )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "The whole is done for each."})
     pictures: int = field(default=6, metadata={"help": "Pictures to show; 0 = none. They are of the attacked half."})
     output_dir: str = field(default="erasure-study", metadata={"help": "Folder for results.md, figures and study.png."})
@@ -86,6 +95,8 @@ def stages_of(args: Arguments, muon: float) -> list:
         Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
         for word in args.methods
     ]
+    if args.proxy_retain:
+        stages.append(Stage("ours, proxy retain", args.unlearn_steps, tuple(args.unlearn_learning_rates), proxy=True))
     for decoder in args.decoder:
         for share in args.shares:
             name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")
@@ -108,26 +119,37 @@ def stages_of(args: Arguments, muon: float) -> list:
 def main() -> None:
     (args,) = parse((Arguments,), __doc__, demo="erasure_study_mnist_mae")
 
+    from dataclasses import replace
     from pathlib import Path
 
     from transformers.utils.logging import disable_progress_bar
 
     from ..data.reading import ImageReader, load_processor
     from ..data.sources import first_rows, load_source, undecoded
-    from ..experiments.erasure_study import Study, never_seen, points_of, study_table
+    from ..evaluation.feature_loaders import load_features
+    from ..experiments.erasure_study import Study, never_seen
+    from ..experiments.study_page import forgotten_of, mean_table, points_of, scores_tables, study_table
     from ..models.auto import load_model
-    from ..reporting.plots import came_back_plot, completion_grid
-    from ..storage import write_text
+    from ..reporting.plots import came_back_plot, completion_grid, forgotten_plot
+    from ..storage import write_json, write_text
     from .cli import command_line
 
     disable_progress_bar()
     corruption = parse_corruption(args.corruption)
+    networks = () if args.features == ["none"] else tuple(load_features(args.features))
     known = first_rows(undecoded(load_source(args.known, "train")), 0)
     train, held = (
         undecoded(load_source(args.dataset, split, args.dataset_config), args.image_column)
         for split in (args.train_split, args.eval_split)
     )
-    unseen = first_rows(never_seen(held, known), args.eval_samples)
+    held = never_seen(held, known)
+    unseen = first_rows(held, args.eval_samples)
+    proxies = never_seen(held, unseen) if args.proxy_retain else ()
+    if args.proxy_retain and not len(proxies):
+        raise InputError(
+            f"--proxy_retain takes pictures of --eval_split '{args.eval_split}' that nothing else needs, and --eval_samples "
+            f"{args.eval_samples} takes all {len(held)}; take fewer."
+        )
     original = load_model(args.model, **args.options).eval()
     twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
     augment = AUGMENTATIONS[args.augment]
@@ -137,7 +159,7 @@ def main() -> None:
         study = Study(
             original, twin, reader, known, train, unseen, corruption, seed,
             tuple(args.attack_weights), tuple(args.attack_learning_rates), args.attack_steps,
-            folder=Path(args.output_dir, f"seed-{seed}"),
+            folder=Path(args.output_dir, f"seed-{seed}"), proxies=proxies, features=networks,
         )  # fmt: skip
         rows = study.run(stages)
         studies.append(rows)
@@ -147,7 +169,17 @@ def main() -> None:
         if args.pictures and seed == args.seeds[0] and len(shown) == 2:
             columns = study.pictures(rows, shown, args.pictures)
             completion_grid({"forget": columns}, Path(args.output_dir, "study.png"))
+        if seed == args.seeds[0]:  # the learning rates are chosen once
+            rates = {row["name"]: (row["learning_rate"],) for row in rows}
+            stages = [replace(stage, learning_rates=rates[stage.name]) for stage in stages]
     command = command_line("recipes/erasure_study.py")
-    write_text(Path(args.output_dir, "results.md"), "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
-    came_back_plot(points_of(studies), Path(args.output_dir, "came_back.png"))
-    print(f"In {args.output_dir}: results.md, came_back.png" + (" and study.png." if args.pictures else "."))
+    if len(studies) > 1:
+        text.insert(0, f"Mean of {len(studies)} seeds:\n\n{mean_table(studies)}")
+    text += [f"By {network}, retain and known pictures:\n\n{made}" for network, made in scores_tables(studies).items()]
+    folder = Path(args.output_dir)
+    write_text(folder / "results.md", "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
+    write_json(folder / "rows.json", {str(seed): rows for seed, rows in zip(args.seeds, studies)})
+    came_back_plot(points_of(studies), folder / "came_back.png")
+    forgotten_plot({original.family: forgotten_of(studies)}, folder / "forgotten.png")
+    shown = ["results.md", "rows.json", "came_back.png", "forgotten.png", *(["study.png"] if args.pictures else [])]
+    print(f"In {args.output_dir}: {', '.join(shown)}.")

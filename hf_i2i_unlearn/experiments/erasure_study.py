@@ -20,8 +20,9 @@ from ..data.pairs import ForgetRetainPairs
 from ..data.reading import ImageReader
 from ..data.sources import first_rows
 from ..evaluation.completions import completions
-from ..evaluation.features import hash_weights
-from ..markdown import table
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.features import FeatureNetwork, hash_weights
+from ..evaluation.scores import SCORES
 from ..methods.corruptions import Corruption
 from ..methods.method import OURS, Method
 from ..models.base import I2IModel
@@ -43,6 +44,7 @@ class Stage:
     `TOLERANCE`, on a half of the retain pictures that nothing is reported on.
     share: of the way to a fresh initialisation that the weights are moved before they are trained; 0 is unlearning alone.
     decoder: the decoder's too. after: the name of the stage whose model it starts from; None is the original.
+    proxy: its retain pictures are the study's `proxies`, for where those of training are no longer at hand.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stage:
     decoder: bool = False
     after: str | None = None
     alpha: float = 0.25
+    proxy: bool = False
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Study:
         original: knows `known` by heart. twin: a model that never saw them, None if there is none. reader: reads the pictures,
             and augments retain pictures in training. known: undecoded rows. train: undecoded retain rows, map-style. unseen:
             rows that nobody saw. corruption: T. seed: of everything. weights, rates, steps: of the attackers.
+        proxies: rows like `train` for stages that take them. features: networks that completions are measured by besides.
         folder: where figures and weights are kept, so that it goes on there; None keeps nothing.
     """
 
@@ -81,6 +85,8 @@ class Study:
     steps: int = 48
     batch_size: int = 32
     folder: Path | None = None
+    proxies: Any = ()
+    features: tuple[FeatureNetwork, ...] = ()
     models: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -95,6 +101,7 @@ class Study:
         self.unseen, self.chosen_by = self.unseen[1::2], self.unseen[::2]
         self.trained = {name: p.requires_grad for name, p in self.original.named_parameters()}
         self.reference = completed(self.original, self.unseen, self.corruption, self.setting)
+        self.evaluator: Evaluator | None = None
 
     def run(self, stages: list[Stage]) -> list[dict]:
         """A row per model: the twin, the original, and each stage.
@@ -102,7 +109,8 @@ class Study:
         Returns:
             [{"name", "learning_rate", "seconds": of training, "retain": hole error on unseen ones, "drift": from the original's
             completions there, "known": hole error on the known ones, "honoured": {"count", "of", ...} of `Judge`, "start",
-            "lowest": on the half that the attacker has not, before the attack and at its best, "attacker", "came_back"}]
+            "lowest": on the half that the attacker has not, before the attack and at its best, "attacker", "came_back",
+            "scores": by the feature networks, see `of_model`}]
         """
         rows = [self._row(NEVER_SAW, lambda: (self.twin, 0.0, None))] if self.twin is not None else []
         rows.append(self._row(KNOWS, lambda: (self.original, 0.0, None)))
@@ -127,18 +135,36 @@ class Study:
         attackers = [list(self.weights), list(self.rates), self.steps]
         key = {"facts": facts, "attackers": attackers, "twin": twin, "original": hash_weights(self.original)[:16]}
         key["unseen"] = self.measured_on
+        scores_file = self.folder / f"{name}-scores.json" if self.folder else None
+        scores_key = key | {"networks": [hash_weights(network)[:16] for network in self.features]}
         known = read_kept(file, key) if file is not None else None
-        if known and not facts:
-            return known
+        scores = [] if not self.features else read_kept(scores_file, scores_key) if scores_file else None
+        if known and scores is not None and not facts:
+            return known | {"scores": scores}
         model, seconds, rate = make()
         self.models[name] = model
-        if known:
-            return known
-        print(f"study: {name}", flush=True)
-        row = {"name": name, "seconds": round(seconds, 1), "learning_rate": rate} | self._measure(model)
-        if file is not None:
-            write_kept(file, key, row)
-        return row
+        if not known:
+            print(f"study: {name}", flush=True)
+            known = {"name": name, "seconds": round(seconds, 1), "learning_rate": rate} | self._measure(model)
+            if file is not None:
+                write_kept(file, key, known)
+        if scores is None:
+            print(f"study: features of {name}", flush=True)
+            scores = self._scores(model)
+            if scores_file is not None:
+                write_kept(scores_file, scores_key, scores)
+        return known | {"scores": scores}
+
+    def _scores(self, model) -> list[dict]:
+        """What the networks say of its completions: a dict per set, network and region."""
+        if self.evaluator is None:  # what it keeps of the original and of true pictures serves every model
+            sets = {"retain": self.unseen, "known": self.known}
+            self.evaluator = Evaluator(
+                self.original, sets, self.reader.plain, self.corruption, seed=self.seed, keep_original=True,
+                features=self.features,
+            )  # fmt: skip
+        found = self.evaluator(model, progress=False)
+        return [{"set": kind} | of_model(seen) for kind, figures in found.items() for seen in figures["features"]]
 
     def _trained(self, stage: Stage):
         """(the model, seconds of training, learning rate), from the folder if it is there."""
@@ -208,7 +234,7 @@ class Study:
             noise_target="mean" if stage.method.shared_target and model.noise_target_is_shared else "fresh",
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
-        pairs = ForgetRetainPairs(self.known, self.train, self.seed)
+        pairs = ForgetRetainPairs(self.known, self.proxies if stage.proxy else self.train, self.seed)
         kind: Any = UnlearningTrainer
         more: dict[str, Any] = {}
         if stage.share:
@@ -269,26 +295,6 @@ def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -
     return pictures.numel() * corruption.hidden(model.grid) / (rows * cols)
 
 
-def points_of(studies: list[list[dict]]) -> dict[str, list[tuple[float, float, float]]]:
-    """What `plots.came_back_plot` draws of the rows of studies, one a seed."""
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    for rows in studies:
-        before = next(row["retain"] for row in rows if row["name"] == KNOWS)
-        for row in rows:
-            if row["name"] not in (NEVER_SAW, KNOWS):
-                points.setdefault(row["name"], []).append((row["retain"] / before, row["came_back"], row["seconds"]))
-    return points
-
-
-def study_table(rows: list[dict]) -> str:
-    """The rows of `Study.run` as Markdown."""
-    heads = "model|rate|seconds|retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back"
-    lines = []
-    for row in rows:
-        rate = f"{row['learning_rate']:g}" if row["learning_rate"] else ""
-        judged = f"{row['honoured']['count']} of {row['honoured']['of']}"
-        share = "" if row["name"] == NEVER_SAW or np.isnan(row["came_back"]) else f"{row['came_back']:.0%}"
-        errors = {name: f"{row[name]:.3f}" for name in ("retain", "drift", "known", "start", "lowest")}
-        cells = [row["name"], rate, f"{row['seconds']:.0f}", *(errors[k] for k in ("retain", "drift", "known")), judged]
-        lines.append([*cells, errors["start"], errors["lowest"], share])
-    return table(heads.split("|"), lines)
+def of_model(seen: dict) -> dict:
+    """What `Scores.compute` gives of the model alone: network, region, whether pictures are too few for a distance, scores."""
+    return {name: seen[name] for name in ("network", "region", "few_samples", *SCORES) if name in seen}

@@ -272,3 +272,34 @@ def came_back_plot(points: dict[str, list[tuple[float, float, float]]], path) ->
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
     _save(figure, path)
+
+
+def forgotten_plot(families: dict[str, dict[str, list[tuple[float, float]]]], path) -> None:
+    """Draw how far the pictures are forgotten against how far other completions moved: left and high is better.
+
+    Args:
+        families: {family: {model: a point a seed: (drift, error on the pictures)}}, a panel each, in units of the error of the
+            model that never saw them. path: PNG file to write.
+    """
+    figure = Figure(figsize=(1.2 + 4.2 * len(families), 4.6), layout="constrained")
+    names = list(dict.fromkeys(name for points in families.values() for name in points))
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    markers = dict(zip(names, itertools.cycle(SERIES_MARKERS)))
+    for axis, (family, points) in zip(figure.subplots(1, len(families), squeeze=False)[0], families.items()):
+        for name, mine in points.items():
+            drifts, errors = zip(*mine)
+            axis.scatter(drifts, errors, marker=markers[name], color=colours[name], s=40, label=name, zorder=3)
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("symlog", linthresh=0.01)
+        axis.set_xlim(left=0)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("x{x:g}")
+        axis.yaxis.set_minor_formatter("")
+        axis.set_title(family, fontsize=10)
+        axis.set_xlabel("drift of other completions (left is better)", fontsize=9)
+        axis.grid(alpha=0.25)
+    first = figure.axes[0]
+    first.set_ylabel("error on the pictures, times that of\na model that never saw them (higher: forgotten)", fontsize=9)
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(list(handles.values()), list(handles), fontsize=8, loc="outside lower center", ncols=4)
+    _save(figure, path)

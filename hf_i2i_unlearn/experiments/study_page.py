@@ -1,0 +1,99 @@
+"""What a study of erasing found, as tables and as points of plots."""
+
+import numpy as np
+
+from ..markdown import table
+from .erasure_study import KNOWS, NEVER_SAW
+
+ERRORS = ("retain", "drift", "known", "start", "lowest")
+HEADS = "retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back".split("|")
+SCORE_HEADS = {"fid": "FD", "similarity": "similarity", "inception_score": "IS", "accuracy": "accuracy"}
+
+
+def study_table(rows: list[dict]) -> str:
+    """The rows of `Study.run` as Markdown."""
+    lines = []
+    for row in rows:
+        rate = f"{row['learning_rate']:g}" if row["learning_rate"] else ""
+        judged = f"{row['honoured']['count']} of {row['honoured']['of']}"
+        errors = [f"{row[name]:.3f}" for name in ERRORS]
+        cells = [row["name"], rate, f"{row['seconds']:.0f}", *errors[:3], judged, *errors[3:], _share([row])]
+        lines.append(cells)
+    return table(["model", "rate", "seconds", *HEADS], lines)
+
+
+def mean_table(studies: list[list[dict]]) -> str:
+    """The mean of several seeds, with their deviation where it is not 0, as Markdown."""
+    lines = []
+    for rows in _by_name(studies).values():
+        errors = [_spread([row[name] for row in rows]) for name in ERRORS]
+        counts = [row["honoured"]["count"] for row in rows]
+        judged = f"{np.mean(counts):.0f} of {rows[0]['honoured']['of']}"
+        seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}"
+        lines.append([rows[0]["name"], seconds, *errors[:3], judged, *errors[3:], _share(rows)])
+    return table(["model", "seconds", *HEADS], lines)
+
+
+def scores_tables(studies: list[list[dict]]) -> dict[str, str]:
+    """{network: what it says of the completions, the mean of all seeds, as Markdown}; of few pictures no distance."""
+    named, tables = _by_name(studies), {}
+    some = next(iter(named.values()))[0]["scores"]
+    for network in dict.fromkeys(seen["network"] for seen in some):
+        mine = [seen for seen in some if seen["network"] == network]
+        scores = [s for s in SCORE_HEADS if all(s in seen and not (s == "fid" and seen["few_samples"]) for seen in mine)]
+        regions = list(dict.fromkeys(seen["region"] for seen in mine))
+        columns = [(score, region, kind) for score in scores for region in regions for kind in ("retain", "known")]
+        heads = [f"{SCORE_HEADS[score]}, {region}: {kind}" for score, region, kind in columns]
+        lines = []
+        for name, rows in named.items():
+            found = [
+                [one[score] for row in rows for one in row["scores"] if _is(one, network, region, kind)]
+                for score, region, kind in columns
+            ]
+            lines.append([name, *(f"{np.mean(values):.3g}" for values in found)])
+        tables[network] = table(["model", *heads], lines)
+    return tables
+
+
+def points_of(studies: list[list[dict]]) -> dict[str, list[tuple[float, float, float]]]:
+    """What `plots.came_back_plot` draws of the rows of studies, one a seed."""
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for rows in studies:
+        before = next(row["retain"] for row in rows if row["name"] == KNOWS)
+        for row in rows:
+            if row["name"] not in (NEVER_SAW, KNOWS):
+                points.setdefault(row["name"], []).append((row["retain"] / before, row["came_back"], row["seconds"]))
+    return points
+
+
+def forgotten_of(studies: list[list[dict]]) -> dict[str, list[tuple[float, float]]]:
+    """{model: a point a seed: (drift, error on the pictures)}, both in units of the error of the model that never saw them.
+
+    Without such a model, in units of the mean error on retain pictures of the one that knows them.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for rows in studies:
+        named = {row["name"]: row for row in rows}
+        unit = named[NEVER_SAW]["known"] if NEVER_SAW in named else named[KNOWS]["retain"]
+        for name, row in named.items():
+            points.setdefault(name, []).append((row["drift"] / unit, row["known"] / unit))
+    return points
+
+
+def _by_name(studies):
+    """{name: its rows, one a seed}, in the order of the first study."""
+    return {row["name"]: [one for rows in studies for one in rows if one["name"] == row["name"]] for row in studies[0]}
+
+
+def _share(rows):
+    shares = [row["came_back"] for row in rows]
+    return "" if rows[0]["name"] == NEVER_SAW or np.isnan(shares).any() else f"{np.mean(shares):.0%}"
+
+
+def _spread(values):
+    deviation = f"{np.std(values):.3f}"
+    return f"{np.mean(values):.3f}" + ("" if float(deviation) == 0 else f" ± {deviation}")
+
+
+def _is(one, network, region, kind):
+    return (one["network"], one["region"], one["set"]) == (network, region, kind)
