@@ -1,7 +1,9 @@
 """The study of erasing: its rows, its resumption, and the choice of a learning rate."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,22 @@ from test_mage import make_mage
 from test_mage_training import make_processor
 from test_unet import make_unet
 
-from hf_i2i_unlearn import METHODS, CenterCrop, I2IMage, ImageReader, InputError, undecoded
+from hf_i2i_unlearn import METHODS, CenterCrop, Evaluator, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
 from hf_i2i_unlearn.commands.erasure_study import main
-from hf_i2i_unlearn.experiments.erasure_study import Stage, Study
-from hf_i2i_unlearn.experiments.study_page import points_of, study_table
+from hf_i2i_unlearn.evaluation.feature_loaders import load_features
+from hf_i2i_unlearn.experiments.erasure_study import KNOWS, NEVER_SAW, Stage, Study
+from hf_i2i_unlearn.experiments.study_page import (
+    forgotten_of,
+    mean_table,
+    points_of,
+    scores_tables,
+    study_table,
+    summary_table,
+)  # fmt: skip
+from hf_i2i_unlearn.storage import write_json
 
+ROOT = Path(__file__).parents[1]
 T = CenterCrop(2)
 STAGES = [
     Stage("unlearned", 3, (1e-3, 3e-3), batch_size=4),
@@ -112,3 +124,57 @@ def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
 def test_refusals(monkeypatch, tmp_path, words):
     with pytest.raises(InputError):
         run(monkeypatch, *words, "--output_dir", tmp_path / "study")
+
+
+def test_proxies_and_features(processor, tmp_path):
+    made = study(processor, tmp_path)
+    made.proxies, made.features = undecoded(make_dataset(50)).select(range(40, 50)), tuple(load_features(["demo"]))
+    stages = [Stage("ours", 2, batch_size=4), Stage("ours, proxy retain", 2, batch_size=4, proxy=True)]
+    found = made.run(stages)
+    weights = [list(made.models[stage.name].parameters()) for stage in stages]
+    assert any((a != b).any() for a, b in zip(*weights))  # other retain pictures
+    evaluator = Evaluator(made.original, {"known": made.known}, made.reader, T, features=made.features)
+    figures = evaluator(made.models["ours"], progress=False)["known"]["features"]
+    mine = {one["region"]: one for one in found[2]["scores"] if one["set"] == "known"}
+    for expected in figures:
+        assert_close(mine[expected["region"]]["similarity"], expected["similarity"])
+        assert_close(mine[expected["region"]]["accuracy"], expected["accuracy"])
+    again = study(processor, tmp_path)
+    again.proxies, again.features, again._train = made.proxies, made.features, lambda *args: 1 / 0
+    again._measure = again._scores = lambda *args: 1 / 0
+    assert again.run(stages) == found
+    bare = study(processor, tmp_path)  # other networks: the attacks are not done again
+    bare.proxies, bare._measure = made.proxies, lambda *args: 1 / 0
+    assert [row["scores"] for row in bare.run(stages)] == [[]] * 4
+
+
+def rows_of(seed):
+    row = {"seconds": 1.0, "learning_rate": 1e-3, "drift": 0.1, "start": 1.0, "lowest": 0.5, "came_back": 0.25 + 0.5 * seed}
+    row["honoured"] = {"count": 1, "of": 2, "share": 0.5}
+    made = [(NEVER_SAW, 0.5, 1.0), (KNOWS, 1.0, 0.1), ("unlearned", 1.1, 2.0 + seed)]
+    score = {"network": "net", "few_samples": False, "fid": 4.0, "similarity": 0.5}
+    scores = [score | {"set": kind, "region": "hole"} for kind in ("retain", "known")]
+    return [row | {"name": name, "retain": retain, "known": known, "scores": scores} for name, retain, known in made]
+
+
+def test_the_pages_of_several_seeds(tmp_path):
+    studies = [rows_of(0), rows_of(1)]
+    assert "| unlearned | 1 | 1.100 | 0.100 | 2.500 ± 0.500 | 1 of 2 | 1.000 | 0.500 | 50% |" in mean_table(studies)
+    assert "| unlearned | 4 | 4 | 0.5 | 0.5 |" in scores_tables(studies)["net"]
+    few = [[row | {"scores": [one | {"few_samples": True} for one in row["scores"]]} for row in rows] for rows in studies]
+    assert "FD" not in scores_tables(few)["net"]
+    line = summary_table({"MAE": studies, "MAGE": [rows_of(0)]}).splitlines()[-1]
+    assert line == "| unlearned | x2.50 | x1.10 | 50% | 50% | x2.00 | x1.10 | 50% | 25% |"
+    assert forgotten_of(studies)["unlearned"] == [(0.1, 2.0), (0.1, 3.0)]
+
+
+def test_the_evidence_of_several_families(tmp_path):
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "rows.json", {"0": rows_of(0)})
+    words = ["--studies", tmp_path / "a", tmp_path / "b", "--families", "MAE", "MAGE", "--output_dir", tmp_path / "evidence"]
+    run_recipe = [sys.executable, ROOT / "recipes" / "evidence.py"]
+    done = subprocess.run([*run_recipe, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "MAGE: back" in done.stdout, done.stderr
+    assert (tmp_path / "evidence" / "forgotten.png").stat().st_size > 10_000
+    missing = subprocess.run([*run_recipe, "--studies", tmp_path / "no", "--families", "MAE"], capture_output=True, text=True)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: Cannot read") and "\nTraceback" not in missing.stderr

@@ -31,6 +31,7 @@ COMMANDS = {  # word: what it does, in one line. Its module has the same name, w
     "pack": "Pack pictures small, for training.",
     "evaluate-original": "Measure original models against completions that nothing has learnt.",
     "train-classifier": "Train a small classifier, whose features then measure completions.",
+    "choose-classes": "Classes to forget and to retain: far from each other, or near.",
     "unet-levels": "Which levels of a U-Net's encoder its decoder relies on.",
 }
 

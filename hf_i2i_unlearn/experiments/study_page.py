@@ -97,3 +97,31 @@ def _spread(values):
 
 def _is(one, network, region, kind):
     return (one["network"], one["region"], one["set"]) == (network, region, kind)
+
+
+def summary_table(families: dict[str, list[list[dict]]]) -> str:
+    """One line a model, four columns a family, as Markdown: means over the seeds.
+
+    Forgotten: the error on the pictures, times that of the model that never saw them. Retain: the error on others, times that
+    of the model that knows them. Judged: verdicts that are honoured. Back: of the other half, after an attack.
+
+    Args:
+        families: {family: rows of `Study.run`, one list a seed}; each study has a model that never saw the pictures.
+    """
+    named = {family: _by_name(studies) for family, studies in families.items()}
+    names = list(dict.fromkeys(name for rows in named.values() for name in rows))
+    lines = []
+    for name in names:
+        cells = [name]
+        for rows in named.values():
+            cells += _summed(rows, name) if name in rows else [""] * 4
+        lines.append(cells)
+    return table(["", *(f"{family}: {what}" for family in named for what in ("forgotten", "retain", "judged", "back"))], lines)
+
+
+def _summed(named, name):
+    mine, never, knew = named[name], named[NEVER_SAW], named[KNOWS]
+    forgotten = np.mean([row["known"] / other["known"] for row, other in zip(mine, never)])
+    retain = np.mean([row["retain"] / other["retain"] for row, other in zip(mine, knew)])
+    honoured = np.mean([row["honoured"]["share"] for row in mine])
+    return [f"x{forgotten:.2f}", f"x{retain:.2f}", f"{honoured:.0%}", _share(mine)]
