@@ -1,9 +1,7 @@
 """The study of erasing: its rows, its resumption, and the choice of a learning rate."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from test_unet import make_unet
 
 from hf_i2i_unlearn import METHODS, CenterCrop, Evaluator, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
+from hf_i2i_unlearn.commands import evidence
 from hf_i2i_unlearn.commands.erasure_study import main
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
 from hf_i2i_unlearn.experiments.erasure_study import KNOWS, NEVER_SAW, Stage, Study
@@ -28,7 +27,6 @@ from hf_i2i_unlearn.experiments.study_page import (
 )  # fmt: skip
 from hf_i2i_unlearn.storage import write_json
 
-ROOT = Path(__file__).parents[1]
 T = CenterCrop(2)
 STAGES = [
     Stage("unlearned", 3, (1e-3, 3e-3), batch_size=4),
@@ -168,13 +166,18 @@ def test_the_pages_of_several_seeds(tmp_path):
     assert forgotten_of(studies)["unlearned"] == [(0.1, 2.0), (0.1, 3.0)]
 
 
-def test_the_evidence_of_several_families(tmp_path):
+def test_the_evidence_of_several_families(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         write_json(tmp_path / name / "rows.json", {"0": rows_of(0)})
-    words = ["--studies", tmp_path / "a", tmp_path / "b", "--families", "MAE", "MAGE", "--output_dir", tmp_path / "evidence"]
-    run_recipe = [sys.executable, ROOT / "recipes" / "evidence.py"]
-    done = subprocess.run([*run_recipe, *words], capture_output=True, text=True)
-    assert done.returncode == 0 and "MAGE: back" in done.stdout, done.stderr
+    words = ["--studies", tmp_path / "a", tmp_path / "b", "--families", "MAE", "MAGE"]
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, words), "--output_dir", str(tmp_path / "evidence")])
+    evidence.main()
+    assert "MAGE: back" in capsys.readouterr().out
     assert (tmp_path / "evidence" / "forgotten.png").stat().st_size > 10_000
-    missing = subprocess.run([*run_recipe, "--studies", tmp_path / "no", "--families", "MAE"], capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: Cannot read") and "\nTraceback" not in missing.stderr
+    write_json(tmp_path / "b" / "rows.json", {"0": rows_of(0)[1:]})
+    with pytest.raises(InputError, match="never saw"):
+        evidence.main()
+    for bad in ("--studies no --families MAE", "--studies a b --families MAE", ""):
+        monkeypatch.setattr(sys, "argv", ["x", *bad.split()])
+        with pytest.raises(InputError):
+            evidence.main()

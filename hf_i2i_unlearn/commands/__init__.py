@@ -26,6 +26,7 @@ COMMANDS = {  # word: what it does, in one line. Its module has the same name, w
     "pretrain": "Train an original model from nothing.",
     "rehearse": "Rehearse a big job with a model of its size: what it takes, whether it resumes and loads.",
     "erasure-study": "What erasing is worth: forgotten, attacked, erased, attacked again.",
+    "evidence": "Studies of several families in one chart and one table.",
     "memorise": "Train an original until it knows given pictures by heart.",
     "convert": "Published checkpoints as folders that from_pretrained reads: convert mae, palette or mage.",
     "pack": "Pack pictures small, for training.",

@@ -125,31 +125,14 @@ def main() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from ..data.reading import ImageReader, load_processor
-    from ..data.sources import first_rows, load_source, undecoded
-    from ..evaluation.feature_loaders import load_features
-    from ..experiments.erasure_study import Study, never_seen
-    from ..experiments.study_page import forgotten_of, mean_table, points_of, scores_tables, study_table
+    from ..experiments.erasure_study import Study
+    from ..experiments.study_page import study_table
     from ..models.auto import load_model
-    from ..reporting.plots import came_back_plot, completion_grid, forgotten_plot
-    from ..storage import write_json, write_text
-    from .cli import command_line
+    from ..reporting.plots import completion_grid
 
     disable_progress_bar()
-    corruption = parse_corruption(args.corruption)
-    networks = () if args.features == ["none"] else tuple(load_features(args.features))
-    known = first_rows(undecoded(load_source(args.known, "train")), 0)
-    train, held = (
-        undecoded(load_source(args.dataset, split, args.dataset_config), args.image_column)
-        for split in (args.train_split, args.eval_split)
-    )
-    held = never_seen(held, known)
-    unseen = first_rows(held, args.eval_samples)
-    proxies = never_seen(held, unseen) if args.proxy_retain else ()
-    if args.proxy_retain and not len(proxies):
-        raise InputError(
-            f"--proxy_retain takes pictures of --eval_split '{args.eval_split}' that nothing else needs, and --eval_samples "
-            f"{args.eval_samples} takes all {len(held)}; take fewer."
-        )
+    corruption, networks = parse_corruption(args.corruption), load_networks(args)
+    known, train, unseen, proxies = load_pictures(args)
     original = load_model(args.model, **args.options).eval()
     twin = load_model(args.never_trained, **args.options).eval() if args.never_trained else None
     augment = AUGMENTATIONS[args.augment]
@@ -172,14 +155,56 @@ def main() -> None:
         if seed == args.seeds[0]:  # the learning rates are chosen once
             rates = {row["name"]: (row["learning_rate"],) for row in rows}
             stages = [replace(stage, learning_rates=rates[stage.name]) for stage in stages]
-    command = command_line("recipes/erasure_study.py")
-    if len(studies) > 1:
-        text.insert(0, f"Mean of {len(studies)} seeds:\n\n{mean_table(studies)}")
-    text += [f"By {network}, retain and known pictures:\n\n{made}" for network, made in scores_tables(studies).items()]
-    folder = Path(args.output_dir)
-    write_text(folder / "results.md", "\n\n".join([*text, f"```bash\n{command}\n```"]) + "\n")
-    write_json(folder / "rows.json", {str(seed): rows for seed, rows in zip(args.seeds, studies)})
-    came_back_plot(points_of(studies), folder / "came_back.png")
-    forgotten_plot({original.family: forgotten_of(studies)}, folder / "forgotten.png")
+    write_study(args, original.family, studies, text)
     shown = ["results.md", "rows.json", "came_back.png", "forgotten.png", *(["study.png"] if args.pictures else [])]
     print(f"In {args.output_dir}: {', '.join(shown)}.")
+
+
+def load_networks(args: Arguments) -> tuple:
+    """The feature networks of the options."""
+    from ..evaluation.feature_loaders import load_features
+
+    return () if args.features == ["none"] else tuple(load_features(args.features))
+
+
+def load_pictures(args: Arguments) -> tuple:
+    """(known, to train on, unseen, proxies), undecoded.
+
+    Raises:
+        InputError: nothing is left for proxies.
+    """
+    from ..data.sources import first_rows, load_source, undecoded
+    from ..experiments.erasure_study import never_seen
+
+    known = first_rows(undecoded(load_source(args.known, "train")), 0)
+    train, held = (
+        undecoded(load_source(args.dataset, split, args.dataset_config), args.image_column)
+        for split in (args.train_split, args.eval_split)
+    )
+    held = never_seen(held, known)
+    unseen = first_rows(held, args.eval_samples)
+    proxies = never_seen(held, unseen) if args.proxy_retain else ()
+    if args.proxy_retain and not len(proxies):
+        raise InputError(
+            f"--proxy_retain takes pictures of --eval_split '{args.eval_split}' that nothing else needs, and --eval_samples "
+            f"{args.eval_samples} takes all {len(held)}; take fewer."
+        )
+    return known, train, unseen, proxies
+
+
+def write_study(args: Arguments, family: str, studies: list, text: list[str]) -> None:
+    """results.md, rows.json and both plots. text: the table of every seed."""
+    from pathlib import Path
+
+    from ..experiments.study_page import ROWS, forgotten_of, mean_table, points_of, scores_tables
+    from ..reporting.plots import came_back_plot, forgotten_plot
+    from ..storage import write_json, write_text
+    from .cli import command_line
+
+    folder, command = Path(args.output_dir), command_line("recipes/erasure_study.py")
+    means = [f"Mean of {len(studies)} seeds:\n\n{mean_table(studies)}"] if len(studies) > 1 else []
+    scores = [f"By {network}, retain and known pictures:\n\n{made}" for network, made in scores_tables(studies).items()]
+    write_text(folder / "results.md", "\n\n".join([*means, *text, *scores, f"```bash\n{command}\n```"]) + "\n")
+    write_json(folder / ROWS, {str(seed): rows for seed, rows in zip(args.seeds, studies)})
+    came_back_plot(points_of(studies), folder / "came_back.png")
+    forgotten_plot({family: forgotten_of(studies)}, folder / "forgotten.png")

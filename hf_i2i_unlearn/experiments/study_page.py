@@ -1,12 +1,17 @@
 """What a study of erasing found, as tables and as points of plots."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
+from ..errors import InputError
 from ..markdown import table
 from .erasure_study import KNOWS, NEVER_SAW
 
 ERRORS = ("retain", "drift", "known", "start", "lowest")
 HEADS = "retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back".split("|")
+ROWS = "rows.json"  # {seed: the rows of its study}
 SCORE_HEADS = {"fid": "FD", "similarity": "similarity", "inception_score": "IS", "accuracy": "accuracy"}
 
 
@@ -125,3 +130,19 @@ def _summed(named, name):
     retain = np.mean([row["retain"] / other["retain"] for row, other in zip(mine, knew)])
     honoured = np.mean([row["honoured"]["share"] for row in mine])
     return [f"x{forgotten:.2f}", f"x{retain:.2f}", f"{honoured:.0%}", _share(mine)]
+
+
+def read_rows(folder) -> list[list[dict]]:
+    """What a study left in its folder, one list a seed.
+
+    Raises:
+        InputError: no study with a model that never saw the pictures.
+    """
+    file = Path(folder, ROWS)
+    try:
+        studies = list(json.loads(file.read_text()).values())
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"Cannot read '{file}': {error}. Give folders that erasure-study wrote.") from error
+    if not all({KNOWS, NEVER_SAW} <= {row["name"] for row in rows} for rows in studies):
+        raise InputError(f"'{folder}' has no model that never saw the pictures; run erasure-study with --never_trained.")
+    return studies
