@@ -49,6 +49,9 @@ class Arguments(SourceArguments):
         default_factory=lambda: [1e-3],
         metadata={"help": "Of several, each method takes its best of the first seed, by pictures that nothing is reported on."},
     )
+    unlearn_lr_scheduler_type: str = field(
+        default="constant", metadata={"choices": ["constant", "cosine"], "help": "Schedule of their learning rate."}
+    )
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
         default_factory=lambda: ["false"],
@@ -91,12 +94,11 @@ def stages_of(args: Arguments, muon: float) -> list:
     from ..experiments.erasure_study import Stage
 
     muon = muon if args.erase_muon_learning_rate is None else args.erase_muon_learning_rate
-    stages = [
-        Stage("unlearned" if word == "ours" else word, args.unlearn_steps, tuple(args.unlearn_learning_rates), METHODS[word])
-        for word in args.methods
-    ]
+    effort: dict = {"steps": args.unlearn_steps, "learning_rates": tuple(args.unlearn_learning_rates)}
+    effort |= {"scheduler": args.unlearn_lr_scheduler_type}
+    stages = [Stage("unlearned" if word == "ours" else word, method=METHODS[word], **effort) for word in args.methods]
     if args.proxy_retain:
-        stages.append(Stage("ours, proxy retain", args.unlearn_steps, tuple(args.unlearn_learning_rates), proxy=True))
+        stages.append(Stage("ours, proxy retain", proxy=True, **effort))
     for decoder in args.decoder:
         for share in args.shares:
             name = f"erased {share:.0%}" + (", decoder too" if decoder == "true" else "")

@@ -44,6 +44,7 @@ class Stage:
     `TOLERANCE`, on a half of the retain pictures that nothing is reported on.
     share: of the way to a fresh initialisation that the weights are moved before they are trained; 0 is unlearning alone.
     decoder: the decoder's too. after: the name of the stage whose model it starts from; None is the original.
+    scheduler: of its learning rate; an erasure's is always a cosine.
     proxy: its retain pictures are the study's `proxies`, for where those of training are no longer at hand.
     """
 
@@ -58,6 +59,7 @@ class Stage:
     after: str | None = None
     alpha: float = 0.25
     proxy: bool = False
+    scheduler: str = "constant"
 
 
 @dataclass
@@ -230,7 +232,7 @@ class Study:
         model = self._trainable(self.original if stage.after is None else self.models[stage.after])
         args = UnlearningConfig(
             str(self.folder or "study"), max_steps=stage.steps, learning_rate=rate, alpha=stage.alpha,
-            muon_learning_rate=stage.muon_learning_rate, per_device_train_batch_size=stage.batch_size,
+            muon_learning_rate=stage.muon_learning_rate, lr_scheduler_type=stage.scheduler, per_device_train_batch_size=stage.batch_size,
             noise_target="mean" if stage.method.shared_target and model.noise_target_is_shared else "fresh",
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
