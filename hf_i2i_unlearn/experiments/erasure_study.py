@@ -232,7 +232,8 @@ class Study:
         model = self._trainable(self.original if stage.after is None else self.models[stage.after])
         args = UnlearningConfig(
             str(self.folder or "study"), max_steps=stage.steps, learning_rate=rate, alpha=stage.alpha,
-            muon_learning_rate=stage.muon_learning_rate, lr_scheduler_type=stage.scheduler, per_device_train_batch_size=stage.batch_size,
+            muon_learning_rate=stage.muon_learning_rate, lr_scheduler_type=stage.scheduler,
+            per_device_train_batch_size=stage.batch_size,
             noise_target="mean" if stage.method.shared_target and model.noise_target_is_shared else "fresh",
             save_strategy="no", logging_strategy="no", seed=self.seed, use_cpu=next(model.parameters()).device.type == "cpu",
         )  # fmt: skip
