@@ -162,8 +162,8 @@ def test_the_pages_of_several_seeds(tmp_path):
     few = [[row | {"scores": [one | {"few_samples": True} for one in row["scores"]]} for row in rows] for rows in studies]
     assert "FD" not in scores_tables(few)["net"]
     line = summary_table({"MAE": studies, "MAGE": [rows_of(0)]}).splitlines()[-1]
-    assert line == "| unlearned | x2.50 | x1.10 | 50% | 50% | x2.00 | x1.10 | 50% | 25% |"
-    assert forgotten_of(studies)["unlearned"] == [(0.1, 2.0), (0.1, 3.0)]
+    assert line == "| ours | x2.50 | x1.10 | 50% | 50% | x2.00 | x1.10 | 50% | 25% |"
+    assert forgotten_of(studies)["ours"] == [(0.1, 2.0), (0.1, 3.0)]
 
 
 def test_the_evidence_of_several_families(tmp_path, monkeypatch, capsys):

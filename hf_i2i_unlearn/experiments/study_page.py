@@ -81,8 +81,13 @@ def forgotten_of(studies: list[list[dict]]) -> dict[str, list[tuple[float, float
         named = {row["name"]: row for row in rows}
         unit = named[NEVER_SAW]["known"] if NEVER_SAW in named else named[KNOWS]["retain"]
         for name, row in named.items():
-            points.setdefault(name, []).append((row["drift"] / unit, row["known"] / unit))
+            points.setdefault(_label(name), []).append((row["drift"] / unit, row["known"] / unit))
     return points
+
+
+def _label(name: str) -> str:
+    """The name of a row among those of other methods."""
+    return "ours" if name == "unlearned" else name.replace("_", " ")
 
 
 def _by_name(studies):
@@ -117,7 +122,7 @@ def summary_table(families: dict[str, list[list[dict]]]) -> str:
     names = list(dict.fromkeys(name for rows in named.values() for name in rows))
     lines = []
     for name in names:
-        cells = [name]
+        cells = [_label(name)]
         for rows in named.values():
             cells += _summed(rows, name) if name in rows else [""] * 4
         lines.append(cells)
