@@ -14,7 +14,7 @@ from test_unet import make_unet
 from hf_i2i_unlearn import METHODS, CenterCrop, Evaluator, I2IMage, ImageReader, InputError, undecoded
 from hf_i2i_unlearn.audit.attacks import Setting, hole_errors
 from hf_i2i_unlearn.commands import evidence
-from hf_i2i_unlearn.commands.erasure_study import main
+from hf_i2i_unlearn.commands.erasure_study import Arguments, main, stages_of
 from hf_i2i_unlearn.evaluation.feature_loaders import load_features
 from hf_i2i_unlearn.experiments.erasure_study import KNOWS, NEVER_SAW, Stage, Study
 from hf_i2i_unlearn.experiments.study_page import (
@@ -114,6 +114,14 @@ def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / "study" / name).is_file() for name in ("study.png", "came_back.png"))
     row = json.loads((tmp_path / "study" / "seed-0" / "knows them by heart.json").read_text())
     assert row["result"]["known"] < 0.1  # the embedded twin knows the embedded canaries
+
+
+def test_stages_that_erase_nothing():
+    args = Arguments(methods=["ours", "max_loss"], decoder=["none"], unlearn_lr_scheduler_type="cosine", proxy_retain=True)
+    stages = stages_of(args, 0.02)
+    assert [stage.name for stage in stages] == ["unlearned", "max_loss", "ours, proxy retain"]
+    assert all(stage.scheduler == "cosine" and not stage.share for stage in stages)
+    assert [stage.proxy for stage in stages] == [False, False, True]
 
 
 @pytest.mark.parametrize(

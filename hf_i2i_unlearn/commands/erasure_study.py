@@ -55,7 +55,7 @@ class Arguments(SourceArguments):
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
         default_factory=lambda: ["false"],
-        metadata={"help": "Erase the decoder too: false, true, or both, one after the other."},
+        metadata={"help": "Erase the decoder too: false, true, or both, one after the other; none: erase nothing."},
     )
     erase_steps: int = field(default=600, metadata={"help": "Steps of each erasure."})
     erase_learning_rate: float = field(default=2e-3, metadata={"help": "Its learning rate, a cosine."})
@@ -78,9 +78,10 @@ class Arguments(SourceArguments):
 
     def __post_init__(self):
         self.check_whole_splits()
+        self.decoder = [] if self.decoder == ["none"] else self.decoder
         if set(self.decoder) - {"false", "true"} or any(not 0 < share <= 1 for share in self.shares):
             raise InputError(
-                "--decoder is of false and true, and --shares lie above 0 and are at most 1; got "
+                "--decoder is of false and true, or none, and --shares lie above 0 and are at most 1; got "
                 f"{self.decoder} and {self.shares}."
             )
         if "ours" not in self.methods and any(share < 1 for share in self.shares):
