@@ -257,7 +257,8 @@ class Study:
         models: dict[str, I2IModel] = {"knew it": self.original}
         for name in stages:
             row = next(r for r in rows if r["name"] == name)
-            models |= {name: self.models[name], f"{name},\nattacked": self._attacked(self.models[name], row)}
+            title = name.replace(", ", ",\n")  # columns are narrow
+            models |= {title: self.models[name], f"{title},\nattacked": self._attacked(self.models[name], row)}
         return completions(models, self.reader.plain, self.corruption, self.others[:count], self.seed)
 
     def _attacked(self, model, row):
