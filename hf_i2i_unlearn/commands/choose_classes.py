@@ -1,8 +1,9 @@
 """Choose classes to forget and to retain: far from each other in the eyes of a feature network, or near (the hard case).
 
-    hf-i2i-unlearn choose-classes --dataset photos-32 --features efficientnet_lite0
+    hf-i2i-unlearn choose-classes --dataset photos-32 --features efficientnet_lite0 --count 10
 
 Whole classes can be forgotten where they can be told from the retain ones. It prints both choices as options of `unlearn`.
+Without options it looks at the embedded digits.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ class Arguments(SourceArguments):
     """The pictures, which need classes, and the network."""
 
     features: str = field(default="demo", metadata={"help": f"The network that tells them apart, one of: {FEATURES_HELP}."})
-    count: int = field(default=10, metadata={"help": "Classes to forget, and as many to retain."})
+    count: int = field(default=5, metadata={"help": "Classes to forget, and as many to retain."})
     samples: int = field(default=50, metadata={"help": "Pictures a class of --train_split that are looked at."})
     image_size: int = field(default=32, metadata={"help": "Pixels a side to which they are brought first."})
 
@@ -31,7 +32,7 @@ class Arguments(SourceArguments):
 
 
 def main() -> None:
-    (args,) = parse((Arguments,), __doc__, demo="choose_classes_mnist")
+    (args,) = parse((Arguments,), __doc__)
 
     import numpy as np
     import torch
