@@ -52,7 +52,7 @@ def test_the_demo_prints_options_of_unlearn(monkeypatch, capsys):
     assert len(lines) == 2 and means[0] > means[1]
 
 
-@pytest.mark.parametrize("words", [["--count", 6], ["--samples", 0], ["--streaming", "true"]])
+@pytest.mark.parametrize("words", [["--count", 6], ["--samples", 0], ["--streaming", "true"], ["--label_column", "no"]])
 def test_refusals(monkeypatch, words):
     with pytest.raises(InputError):
         run(monkeypatch, "--features", "demo", *words)

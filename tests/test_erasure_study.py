@@ -158,7 +158,7 @@ def rows_of(seed):
     row = {"seconds": 1.0, "learning_rate": 1e-3, "drift": 0.1, "start": 1.0, "lowest": 0.5, "came_back": 0.25 + 0.5 * seed}
     row["honoured"] = {"count": 1, "of": 2, "share": 0.5}
     made = [(NEVER_SAW, 0.5, 1.0), (KNOWS, 1.0, 0.1), ("unlearned", 1.1, 2.0 + seed)]
-    score = {"network": "net", "few_samples": False, "fid": 4.0, "similarity": 0.5}
+    score = {"network": "net", "kind": "classifier", "few_samples": False, "fid": 4.0, "similarity": 0.5}
     scores = [score | {"set": kind, "region": "hole"} for kind in ("retain", "known")]
     return [row | {"name": name, "retain": retain, "known": known, "scores": scores} for name, retain, known in made]
 

@@ -6,6 +6,7 @@ Whole classes can be forgotten where they can be told from the retain ones. It p
 Without options it looks at the embedded digits.
 """
 
+import shlex
 from dataclasses import dataclass, field
 
 from ..data.options import SourceArguments
@@ -47,6 +48,11 @@ def main() -> None:
     from ..markdown import table
 
     source = load_classes(args, args.train_split)
+    if args.label_column not in source.column_names:
+        raise InputError(
+            f"There is no column '{args.label_column}' of classes; --label_column names one of "
+            f"{', '.join(source.column_names)}."
+        )
     label = class_label(source.features.get(args.label_column))
     numbers = np.array(source[args.label_column])
     classes = sorted(set(numbers.tolist()) - {None, -1})
@@ -85,4 +91,4 @@ def _name(label, number) -> str:
 
 
 def _options(places, classes) -> str:
-    return " ".join(str(classes[place]) for place in places)
+    return shlex.join(str(classes[place]) for place in places)

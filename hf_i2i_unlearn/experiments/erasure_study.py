@@ -127,7 +127,7 @@ class Study:
     def _facts(self, stage: Stage) -> dict:
         """What the weights of a stage depend on, as it is read again."""
         key = {"stage": asdict(stage) | {"method": stage.method.name}, "seed": self.seed, "corruption": str(self.corruption)}
-        key["data"] = self.trained_on
+        key["data"] = self.trained_on + ([len(self.proxies), hash_rows(first_rows(self.proxies, 100))] if stage.proxy else [])
         return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16]}))
 
     def _row(self, name, make, facts=None):
@@ -300,5 +300,5 @@ def hole_size(model: I2IModel, corruption: Corruption, pictures: torch.Tensor) -
 
 
 def of_model(seen: dict) -> dict:
-    """What `Scores.compute` gives of the model alone: network, region, whether pictures are too few for a distance, scores."""
-    return {name: seen[name] for name in ("network", "region", "few_samples", *SCORES) if name in seen}
+    """What `Scores.compute` gives of the model alone: network and kind, region, whether pictures are too few, scores."""
+    return {name: seen[name] for name in ("network", "kind", "region", "few_samples", *SCORES) if name in seen}

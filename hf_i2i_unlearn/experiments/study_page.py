@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..evaluation.scores import SCORES
+from ..evaluation.tables import title_of
 from ..markdown import table
 from .erasure_study import KNOWS, NEVER_SAW
 
 ERRORS = ("retain", "drift", "known", "start", "lowest")
 HEADS = "retain error|drift|the pictures|honoured|the other half: before an attack|after it|came back".split("|")
 ROWS = "rows.json"  # {seed: the rows of its study}
-SCORE_HEADS = {"fid": "FD", "similarity": "similarity", "inception_score": "IS", "accuracy": "accuracy"}
 
 
 def study_table(rows: list[dict]) -> str:
@@ -45,10 +46,10 @@ def scores_tables(studies: list[list[dict]]) -> dict[str, str]:
     some = next(iter(named.values()))[0]["scores"]
     for network in dict.fromkeys(seen["network"] for seen in some):
         mine = [seen for seen in some if seen["network"] == network]
-        scores = [s for s in SCORE_HEADS if all(s in seen and not (s == "fid" and seen["few_samples"]) for seen in mine)]
+        scores = [s for s in SCORES if all(s in seen and not (s == "fid" and seen["few_samples"]) for seen in mine)]
         regions = list(dict.fromkeys(seen["region"] for seen in mine))
         columns = [(score, region, kind) for score in scores for region in regions for kind in ("retain", "known")]
-        heads = [f"{SCORE_HEADS[score]}, {region}: {kind}" for score, region, kind in columns]
+        heads = [f"{title_of(score, mine[0])}, {region}: {kind}" for score, region, kind in columns]
         lines = []
         for name, rows in named.items():
             found = [
