@@ -158,7 +158,7 @@ def rows_of(seed):
     row = {"seconds": 1.0, "learning_rate": 1e-3, "drift": 0.1, "start": 1.0, "lowest": 0.5, "came_back": 0.25 + 0.5 * seed}
     row["honoured"] = {"count": 1, "of": 2, "share": 0.5}
     made = [(NEVER_SAW, 0.5, 1.0), (KNOWS, 1.0, 0.1), ("unlearned", 1.1, 2.0 + seed)]
-    score = {"network": "net", "kind": "classifier", "few_samples": False, "fid": 4.0, "similarity": 0.5}
+    score = {"network": "net", "kind": "classifier", "few_samples": False, "fid": 4.0, "kid": 0.25, "similarity": 0.5}
     scores = [score | {"set": kind, "region": "hole"} for kind in ("retain", "known")]
     return [row | {"name": name, "retain": retain, "known": known, "scores": scores} for name, retain, known in made]
 
@@ -168,7 +168,7 @@ def test_the_pages_of_several_seeds(tmp_path):
     assert "| unlearned | 1 | 1.100 | 0.100 | 2.500 ± 0.500 | 1 of 2 | 1.000 | 0.500 | 50% |" in mean_table(studies)
     assert "| unlearned | 4 | 4 | 0.5 | 0.5 |" in scores_tables(studies)["net"]
     few = [[row | {"scores": [one | {"few_samples": True} for one in row["scores"]]} for row in rows] for rows in studies]
-    assert "FD" not in scores_tables(few)["net"]
+    assert "FD" not in scores_tables(few)["net"] and "| unlearned | 0.25 | 0.25 | 0.5 | 0.5 |" in scores_tables(few)["net"]
     line = summary_table({"MAE": studies, "MAGE": [rows_of(0)]}).splitlines()[-1]
     assert line == "| ours | x2.50 | x1.10 | 50% | 50% | x2.00 | x1.10 | 50% | 25% |"
     assert forgotten_of(studies)["ours"] == [(0.1, 2.0), (0.1, 3.0)]

@@ -135,9 +135,20 @@ def test_scores_by_hand(processor):
             fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2)
             fid -= 2 * np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()
             assert how[kind + "fid"] == pytest.approx(fid, rel=1e-4, abs=1e-6)
+            assert how[kind + "kid"] == pytest.approx(kernel_distance_by_hand(a, b), rel=1e-4, abs=1e-6)
         assert how["count"] == 10 and how["dimensions"] == 6 and not how["few_samples"]
         assert how["weights_sha256"] == network.weights and how["input"] == [3, 8, 8]
     assert result["features"][0]["true_accuracy"] == 1
+
+
+def kernel_distance_by_hand(a, b):
+    """Of (N, D) features each, pair by pair."""
+
+    def k(x, y):
+        return (float(x @ y) / len(x) + 1) ** 3
+
+    own = [np.mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
+    return sum(own) - 2 * np.mean([k(x, y) for x in a for y in b])
 
 
 def test_scores_are_the_same_again_and_in_other_batches(processor):
@@ -166,14 +177,16 @@ def test_few_pictures_are_marked(processor):
     assert [how["few_samples"] for how in result["forget"]["features"]] == [True, True]
     assert not any(how["few_samples"] for how in result["retain"]["features"])
     table = feature_table({"mine": result})
-    # The distance of the forget set would mean nothing: its cells are empty, and a sentence says why.
+    # The Frechet distance of the forget set would mean nothing: another one takes its place, and a sentence says why.
     assert "No Frechet distance is given of fewer pictures than dimensions" in table.splitlines()[0]
+    assert "The kernel distance is given" in table.splitlines()[0]
     head, original = (
         next(line for line in table.splitlines() if line.startswith(f"| {word}")) for word in ("model", "original")
     )
     cells = dict(zip(head.split(" | "), original.split(" | ")))
-    assert cells["forget FD"] == "" and float(cells["retain FD"]) >= 0
-    assert all("fid" not in row for row in feature_rows({"center:2": {"mine": result}}) if row["set"] == "forget")
+    assert cells["forget KD"] == f"{result['forget']['features'][0]['original_kid']:.3g}"
+    assert "retain KD" in cells and "FD" not in table.splitlines()[2]
+    assert all("fid" not in row and "kid" in row for row in feature_rows({"center:2": {"mine": result}}))
     with pytest.raises(InputError, match="'sky' is no region"):
         Evaluator(make_mae(), SPLITS, ImageReader(processor, 3), CenterCrop(2), regions=("sky",))
 
@@ -203,15 +216,19 @@ def test_feature_tables(processor):
     results = {name: evaluator(make_mae(seed), progress=False) for seed, name in ((1, "one"), (2, "two"))}
     table = feature_table(results).splitlines()
     assert table[0].startswith("Features of the hole alone: tiny (weights sha256") and "6 pictures per set" not in table[1]
-    assert table[2].startswith("| model | retain FD | forget FD |")  # no Inception, no FID
+    assert table[2].startswith("| model | retain KD | forget KD |")  # no Inception, no KID; 4 pictures in 6 dimensions
     assert [line.split(" | ")[0] for line in table[4:]] == ["| true pictures", "| blank hole", "| original", "| one", "| two"]
-    assert f"| {results['two']['retain']['features'][0]['fid']:.3g} |" in table[-1]
+    assert f"| {results['two']['retain']['features'][0]['kid']:.3g} |" in table[-1]
     rows = feature_rows({"center:2": results})
     assert [(r["model"], r["set"], r["region"]) for r in rows] == [
         (m, s, "hole") for m in ("one", "two") for s in ("forget", "retain")
     ]
-    assert "fid" not in rows[0] and rows[0]["mse"] == results["one"]["forget"]["mse"]  # of 4 pictures in 6 dimensions
-    assert rows[1]["fid"] == results["one"]["retain"]["features"][0]["fid"]
+    assert "fid" not in rows[0] and rows[0]["mse"] == results["one"]["forget"]["mse"]
+    assert rows[1]["kid"] == results["one"]["retain"]["features"][0]["kid"]
+    many = {"retain": ROWS, "forget": ROWS}
+    result = Evaluator(make_mae(), many, ImageReader(processor, 3), CenterCrop(2), features=[network])(make_mae(1), False)
+    table = feature_table({"mine": result})
+    assert "| retain FD | forget FD |" in table and "KD" not in table and "No Frechet" not in table
 
 
 def test_embeddings_are_those_of_the_completions(processor):

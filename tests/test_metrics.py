@@ -13,7 +13,9 @@ from hf_i2i_unlearn.evaluation.statistics import (
     CosineSimilarity,
     GaussianStatistics,
     InceptionScore,
+    KernelSamples,
     frechet_distance,
+    kernel_distance,
 )
 
 
@@ -27,6 +29,12 @@ def statistics(x, batch=17):
     result = GaussianStatistics()
     for part in x.split(batch):
         result.update(part)
+    return result
+
+
+def samples(x):
+    result = KernelSamples()
+    result.update(x, torch.arange(len(x)))
     return result
 
 
@@ -82,6 +90,7 @@ class Twice(torch.nn.Module):
 def test_agreement_with_torchmetrics():
     frechet = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance
     inception = pytest.importorskip("torchmetrics.image.inception").InceptionScore
+    kernel = pytest.importorskip("torchmetrics.image.kid").KernelInceptionDistance
     network = Twice().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     true = torch.randint(0, 256, (100, 3, 4, 4), dtype=torch.uint8, generator=generator)
@@ -91,6 +100,11 @@ def test_agreement_with_torchmetrics():
     fid.update(made, real=False)
     ours = frechet_distance(statistics(network(true)), statistics(network(made)))
     assert ours == pytest.approx(fid.compute().item(), rel=1e-3)
+    kid = kernel(feature=network, subsets=1, subset_size=80).set_dtype(torch.float64)
+    kid.update(true[:80], real=True)  # its subsets are equally large
+    kid.update(made, real=False)
+    ours = kernel_distance(samples(network(true[:80])), samples(network(made)))
+    assert ours == pytest.approx(kid.compute()[0].item(), rel=1e-3)
     score = inception(feature=network, splits=1)
     score.update(made)
     ours = InceptionScore()
@@ -107,6 +121,22 @@ def test_merging_parts_is_the_whole():
     assert_close(parts.covariance, torch.cov(x.double().T), 1e-10)
     # A large common offset costs no digits that matter: the sums are float64.
     assert_close(statistics(x + 1000).covariance, torch.cov((x + 1000).double().T), 1e-6)
+
+
+def test_the_kernel_distance_of_few_pictures():
+    """Unbiased: of one distribution about 0, where the Frechet distance is far from it. The first 1,000 pictures count."""
+    parts = features(800, 30, 1).split(20)
+    near = [kernel_distance(samples(x), samples(y)) for x, y in zip(parts[::2], parts[1::2])]
+    far = kernel_distance(samples(parts[0]), samples(parts[1] + 2))
+    assert abs(sum(near) / len(near)) < 0.1 * far
+    x = features(1200, 4, 3)
+    some = samples(x[:700])
+    some.update(x[700:], torch.arange(700, 1200))
+    assert torch.equal(some.features, x[:1000].double())
+    with pytest.raises(ValueError, match="4 and 5 dimensions"):
+        kernel_distance(samples(features(9, 4, 1)), samples(features(9, 5, 1)))
+    with pytest.raises(ValueError, match="two samples or more, got 1"):
+        kernel_distance(samples(features(1, 4, 1)), samples(features(9, 4, 1)))
 
 
 def test_few_samples_are_warned_of():

@@ -5,11 +5,20 @@ import warnings
 import torch
 
 from .features import FeatureNetwork, crop_to_hole
-from .statistics import Accuracy, CosineSimilarity, GaussianStatistics, InceptionScore, frechet_distance
+from .statistics import (
+    Accuracy,
+    CosineSimilarity,
+    GaussianStatistics,
+    InceptionScore,
+    KernelSamples,
+    frechet_distance,
+    kernel_distance,
+)
 
 # What is measured with a feature network, by completions of the model, of the original, and by a hole of one colour ("blank").
 SCORES = {
     "fid": "Frechet distance of the features of completed and true pictures; FID (Heusel et al., 2017) with Inception features",
+    "kid": "squared maximum mean discrepancy of those features; KID (Binkowski et al., 2018) with Inception features",
     "inception_score": "exp of the mean KL divergence of p(class | picture) from p(class) (Salimans et al., 2016)",
     "similarity": "mean cosine similarity of the features of a completed picture and of the true one (App. C.2, with CLIP's)",
     "accuracy": "share of completed pictures which the network gives the class that it gives the true, whole picture",
@@ -21,11 +30,12 @@ class Scores:
 
     def __init__(self, network: FeatureNetwork, region: str, splits: int):
         self.network, self.region, self.splits = network, region, splits
-        self.gauss, self.inception, self.similarity, self.accuracy = {}, {}, {}, {}
+        self.gauss, self.samples, self.inception, self.similarity, self.accuracy = {}, {}, {}, {}, {}
 
     def add(self, kind, features, logits, truth, places, labels):
         """One batch; kind is "true_", "", "original_" or "blank_". truth: the features of the true pictures."""
         self.gauss.setdefault(kind, GaussianStatistics()).update(features)
+        self.samples.setdefault(kind, KernelSamples()).update(features, places)
         if kind != "true_":
             self.similarity.setdefault(kind, CosineSimilarity()).update(features, truth)
         if logits is not None:
@@ -34,7 +44,7 @@ class Scores:
 
     def compute(self, accelerator=None) -> dict:
         if accelerator:
-            for sums in (self.gauss, self.inception, self.similarity, self.accuracy):
+            for sums in (self.gauss, self.samples, self.inception, self.similarity, self.accuracy):
                 for kind in sums:  # in the same order on every process
                     sums[kind].reduce(accelerator)
         true = self.gauss["true_"]
@@ -45,6 +55,7 @@ class Scores:
                 with warnings.catch_warnings():  # few_samples says it: no table shows such a distance
                     warnings.simplefilter("ignore")
                     result[kind + "fid"] = frechet_distance(true, self.gauss[kind])
+                result[kind + "kid"] = kernel_distance(self.samples["true_"], self.samples[kind])
                 result[kind + "similarity"] = self.similarity[kind].compute()
             if kind in self.inception:
                 result[kind + "inception_score"], deviation = self.inception[kind].compute()
@@ -77,3 +88,11 @@ def update_scores(scores, truth, true, pictures, hole, places, blank=True):
             kinds["blank_"] = torch.where(hole, network.fill(truth.shape[1]).view(1, -1, 1, 1), truth)
         for kind, images in kinds.items():
             score.add(kind, *network(look(images, hole, network, region)), true_features, places, labels)
+
+
+def shown_scores(few: bool) -> list[str]:
+    """The names of the scores that a table shows. few: whether there are fewer pictures than dimensions.
+
+    Of so few a Frechet distance says nothing, and the kernel distance takes its place. Of more, both say the same.
+    """
+    return [score for score in SCORES if score != ("fid" if few else "kid")]

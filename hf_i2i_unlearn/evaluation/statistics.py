@@ -1,12 +1,16 @@
-"""FID, Inception score, similarity and accuracy from features and logits: streaming, in float64, over all processes.
+"""FID, KID, Inception score, similarity and accuracy from features and logits: streaming, in float64, over all processes.
 
 Every metric is a small object: `update` adds a batch, `merge` another object's sums, `reduce` those of all processes, and a
-property or `compute` gives the figure. It holds sums and never a list of samples, so its size does not grow with the data.
+property or `compute` gives the figure. It holds sums, or at most `KERNEL_SAMPLES` samples, so its size does not grow with the
+data.
 """
 
 import warnings
 
 import torch
+from accelerate.utils import gather_object
+
+KERNEL_SAMPLES = 1000  # pictures of a set that the kernel distance looks at
 
 
 class _Sums:
@@ -98,6 +102,56 @@ def frechet_distance(one: GaussianStatistics, two: GaussianStatistics) -> float:
     cross = torch.linalg.eigvalsh(root @ s2 @ root).clamp_min(0).sqrt().sum()
     mean = (one.mean - two.mean.to(one.mean.device)).square().sum()
     return max(0.0, (mean + s1.trace() + s2.trace() - 2 * cross).item())
+
+
+class KernelSamples:
+    """The features of the first `KERNEL_SAMPLES` pictures of a set, as the kernel distance needs them."""
+
+    def __init__(self):
+        self.parts: list[torch.Tensor] = []
+
+    def update(self, features: torch.Tensor, numbers: torch.Tensor) -> None:
+        """Features (B, D); `numbers` (B,) are those of the pictures in their set."""
+        kept = features.detach().cpu()[numbers.cpu() < KERNEL_SAMPLES]
+        if len(kept):
+            self.parts.append(kept)
+
+    def reduce(self, accelerator) -> "KernelSamples":
+        """Put the samples of all processes together."""
+        if accelerator.num_processes > 1:
+            self.parts = gather_object(self.parts)
+        return self
+
+    @property
+    def features(self) -> torch.Tensor:
+        """(N, D), float64."""
+        return torch.cat(self.parts).double()
+
+
+def kernel_distance(one: KernelSamples, two: KernelSamples) -> float:
+    """Squared maximum mean discrepancy of two sets of features; KID for Inception features (Binkowski et al., 2018, eq. 4):
+
+        mean k(x, x') over pairs of different x + the same of y - 2 mean k(x, y),    k(a, b) = (a . b / D + 1)^3
+
+    It is unbiased, however few pictures there are. So it can be a little below 0 where both sets are of one distribution.
+
+    Raises:
+        ValueError: fewer than two samples, or samples of different networks.
+    """
+    x, y = one.features, two.features
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"The samples are of {x.shape[1]} and {y.shape[1]} dimensions; take one feature network.")
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"A kernel distance needs two samples or more, got {min(len(x), len(y))}.")
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a):
+        values = kernel(a, a)
+        return (values.sum() - values.trace()) / (len(a) * (len(a) - 1))
+
+    return (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
 
 
 class InceptionScore(_Sums):

@@ -2,7 +2,8 @@
 
 from ..markdown import table
 from .metrics import BUILT_IN, Metric
-from .scores import SCORES
+from .scores import shown_scores
+from .statistics import KERNEL_SAMPLES
 
 FIGURES = {
     "mse": "mean squared error in the hole, normalised units",
@@ -51,14 +52,14 @@ def text_of(key: str, value: float, metrics: dict[str, Metric]) -> str:
     return metrics[key].text(value) if key in metrics else f"{value:.3g}"
 
 
-# FID is the Frechet distance in Inception's features; in others it is called FD here, for its numbers do not compare.
-TITLES = {"fid": "FID", "inception_score": "IS", "similarity": "similarity", "accuracy": "accuracy"}
+# FID and KID are distances in Inception's features; in others they are FD and KD here, for their numbers do not compare.
+TITLES = {"fid": "FID", "kid": "KID", "inception_score": "IS", "similarity": "similarity", "accuracy": "accuracy"}
 
 
 def title_of(key: str, how: dict) -> str:
     """The name of a score in a table's head."""
-    if key == "fid" and "inception" not in how["kind"]:
-        return "FD"
+    if key in ("fid", "kid") and "inception" not in how["kind"]:
+        return {"fid": "FD", "kid": "KD"}[key]
     return "CLIP" if key == "similarity" and how["kind"] == "clip" else TITLES[key]
 
 
@@ -78,17 +79,22 @@ def feature_tables(results: dict[str, dict], title: str = "") -> list[dict]:
     """
     found, first = [], next(iter(results.values()))
     for place, how in enumerate(first["retain"].get("features", ())):
-        few = {s: first[s]["features"][place]["few_samples"] for s in ("retain", "forget")}
-        keys = [key for key in SCORES if key in how and not (key == "fid" and all(few.values()))]
+        few = any_few(first, place)
+        keys = [key for key in shown_scores(few) if key in how]
         head = ["model", *(f"{name} {title_of(key, how)}" for key in keys for name in ("retain", "forget"))]
         rows = {"true pictures": (first, "true_"), "blank hole": (first, "blank_"), "original": (first, "original_")}
         lines = []
         for model, (result, kind) in (rows | {name: (result, "") for name, result in results.items()}).items():
-            cells = [(key, s) for key in keys for s in few]
-            figures = [None if key == "fid" and few[s] else result[s]["features"][place].get(kind + key) for key, s in cells]
+            cells = [(key, s) for key in keys for s in ("retain", "forget")]
+            figures = [result[s]["features"][place].get(kind + key) for key, s in cells]
             lines.append([model, *("" if f is None else f"{f:.3g}" for f in figures)])
-        found.append({"title": title, "caption": describe_scores(how, any(few.values())), "head": head, "rows": lines})
+        found.append({"title": title, "caption": describe_scores(how, few), "head": head, "rows": lines})
     return found
+
+
+def any_few(result: dict, place: int) -> bool:
+    """Whether a set has fewer pictures than there are dimensions, of the row `place` of "features"."""
+    return any(figures["features"][place]["few_samples"] for figures in result.values() if "features" in figures)
 
 
 def describe_scores(how: dict, few: bool | None = None) -> str:
@@ -98,7 +104,12 @@ def describe_scores(how: dict, few: bool | None = None) -> str:
     """
     seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
     few = how["few_samples"] if few is None else few
-    why = " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing." if few else ""
+    why = (
+        " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing. The kernel distance is given, of "
+        f"the first {KERNEL_SAMPLES:,} pictures at most; 0 is no difference."
+        if few and "kid" in how
+        else " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing." if few else ""
+    )
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
         f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, "
@@ -107,17 +118,14 @@ def describe_scores(how: dict, few: bool | None = None) -> str:
 
 
 def feature_rows(found: dict[str, dict[str, dict]]) -> list[dict]:
-    """{T: {model: result}} as flat rows: one per T, model, set, network and region, with all its figures.
-
-    A Frechet distance of fewer pictures than dimensions is none of them.
-    """
+    """{T: {model: result}} as flat rows: one per T, model, set, network and region, with the figures that tables show."""
     rows = []
     for corruption, results in found.items():
         for model, result in results.items():
             for which, figures in result.items():
                 base = {"corruption": corruption, "model": model, "set": which, "network": "", "region": ""}
                 base |= {k: v for k, v in figures.items() if k != "features"}
-                for how in figures.get("features", [{}]):
-                    few = how.get("few_samples", False)
-                    rows.append(base | {k: v for k, v in how.items() if k != "input" and not (few and k.endswith("fid"))})
+                for place, how in enumerate(figures.get("features", [{}])):
+                    hidden = "fid" if any_few(result, place) else "kid"
+                    rows.append(base | {k: v for k, v in how.items() if k != "input" and not k.endswith(hidden)})
     return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.scores import SCORES
+from ..evaluation.scores import shown_scores
 from ..evaluation.tables import title_of
 from ..markdown import table
 from .erasure_study import KNOWS, NEVER_SAW
@@ -41,12 +41,13 @@ def mean_table(studies: list[list[dict]]) -> str:
 
 
 def scores_tables(studies: list[list[dict]]) -> dict[str, str]:
-    """{network: what it says of the completions, the mean of all seeds, as Markdown}; of few pictures no distance."""
+    """{network: what it says of the completions, the mean of all seeds, as Markdown}; see `shown_scores`."""
     named, tables = _by_name(studies), {}
     some = next(iter(named.values()))[0]["scores"]
     for network in dict.fromkeys(seen["network"] for seen in some):
         mine = [seen for seen in some if seen["network"] == network]
-        scores = [s for s in SCORES if all(s in seen and not (s == "fid" and seen["few_samples"]) for seen in mine)]
+        few = any(seen["few_samples"] for seen in mine)
+        scores = [score for score in shown_scores(few) if all(score in seen for seen in mine)]
         regions = list(dict.fromkeys(seen["region"] for seen in mine))
         columns = [(score, region, kind) for score in scores for region in regions for kind in ("retain", "known")]
         heads = [f"{title_of(score, mine[0])}, {region}: {kind}" for score, region, kind in columns]

@@ -13,10 +13,12 @@ from .measurement import CROSSED, some
 
 METRICS = {
     "fid": "Frechet distance",
+    "kid": "kernel distance",
     "inception_score": "Inception score",
     "similarity": "similarity",
     "accuracy": "accuracy",
 }
+DISTANCES = {"fid": "frechet_distance", "kid": "kernel_distance"}  # what they are called in features that are not Inception's
 LOGARITHMIC = ("alpha", "learning_rate", "max_steps")
 
 
@@ -149,9 +151,9 @@ def card_summary(found: dict[str, dict[str, dict]]) -> dict:
     for place, how in enumerate(features["retain"]):
         if how["network"] == network:
             seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
-            for key in ("fid", "similarity", "accuracy"):
-                if not (key == "fid" and any(f[place]["few_samples"] for f in features.values())):
-                    line(f"{METRICS[key]}, {seen}, {first}", {n: f[place] for n, f in features.items()}, key, "{:.3g}".format)
+            distance = "kid" if any(f[place]["few_samples"] for f in features.values()) else "fid"
+            for key in (distance, "similarity", "accuracy"):
+                line(f"{METRICS[key]}, {seen}, {first}", {n: f[place] for n, f in features.items()}, key, "{:.3g}".format)
     for what in others:
         line(f"{metrics['mse'].title}, {what}", next(iter(found[what].values())), "mse", metrics["mse"].text)
     head = ["what was measured", "retain before", "after", "forget before", "after"]
@@ -174,7 +176,7 @@ def card_results(found: dict, dataset: str, where: str = "") -> list[EvalResult]
                         dataset_type=dataset,
                         dataset_name=dataset,
                         dataset_config=row["set"],
-                        metric_type=key if key != "fid" or "Inception" in row["network"] else "frechet_distance",
+                        metric_type=key if key not in DISTANCES or "Inception" in row["network"] else DISTANCES[key],
                         metric_name=f"{title}, {how}, {when} unlearning",
                         metric_value=round(row[prefix + key], 4),
                     )

@@ -6,7 +6,8 @@ What does not beat those knows nothing that could be unlearned.
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.tables import TITLES, title_of
+from ..evaluation.scores import shown_scores
+from ..evaluation.tables import title_of
 from ..evaluation.trivial import TRIVIAL
 from ..models.auto import load_model
 from ..models.base import I2IModel
@@ -48,7 +49,8 @@ def original_table(results: dict[str, dict], which: str) -> str:
     blocks = []
     for network in networks or [None]:
         places = [i for i, how in enumerate(first.get("features", ())) if how["network"] == network]
-        columns = [(key, place) for key in TITLES for place in places if key in first["features"][place]]
+        scores = shown_scores(any(first["features"][place]["few_samples"] for place in places))
+        columns = [(key, place) for key in scores for place in places if key in first["features"][place]]
         heads = [f"{title_of(key, first['features'][place])}, {first['features'][place]['region']}" for key, place in columns]
         lines = [f"| {network or ''} | {' | '.join(['hole error', 'PSNR', *heads])} |", "|---" * (len(heads) + 3) + "|"]
         for name, prefix in REFERENCES.items():
@@ -63,7 +65,7 @@ def original_table(results: dict[str, dict], which: str) -> str:
 
 
 # The distance from perfection of each figure that tells a good completion from a bad one.
-GAPS = {"mse": lambda v: v, "fid": lambda v: v, "similarity": lambda v: 1 - v, "accuracy": lambda v: 1 - v}
+GAPS = {"mse": lambda v: v, "fid": lambda v: v, "kid": lambda v: max(0.0, v), "similarity": lambda v: 1 - v, "accuracy": lambda v: 1 - v}
 
 
 CLEARLY = 0.1  # by this share of the trivial completion's distance
@@ -77,7 +79,7 @@ def against_trivial(results: dict[str, dict], which: str, original: str = "origi
 
     Returns:
         One dict per figure: figure, original, trivial (the best value), by (whose), closer: the share by which the original is
-        closer to perfection (0 error or Frechet distance, similarity or accuracy 1); negative where it is farther.
+        closer to perfection (0 error or distance, similarity or accuracy 1); negative where it is farther.
     """
     mine = results[original][which]
     trivial = {name: results[name][which] for name in TRIVIAL if name in results}
@@ -95,8 +97,8 @@ def against_trivial(results: dict[str, dict], which: str, original: str = "origi
 
     add("hole error", "mse", mine["mse"], {name: f["mse"] for name, f in trivial.items()})
     for place, how in enumerate(mine.get("features", ())):
-        for key in ("fid", "similarity", "accuracy"):
-            if key in how:
+        for key in shown_scores(how["few_samples"]):
+            if key in how and key in GAPS:
                 others = {name: f["features"][place][key] for name, f in trivial.items()}
                 others["blank hole"] = how.get(f"blank_{key}")
                 add(f"{title_of(key, how)}, {how['region']}{several(how)}", key, how[key], others)
