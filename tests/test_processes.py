@@ -208,7 +208,9 @@ def test_two_processes_take_the_steps_of_one(runs, name):
 def test_two_processes_measure_what_one_does(runs):
     one, two = (json.loads((folder / "found.json").read_text())["figures"] for folder in runs)
     assert (one["forget"]["count"], one["retain"]["count"]) == (11, 17)
-    assert {"fid", "kid", "inception_score", "inception_score_std", "similarity", "accuracy"} <= one["forget"]["features"][0].keys()
+    assert {"fid", "kid", "inception_score", "inception_score_std", "similarity", "accuracy"} <= one["forget"]["features"][
+        0
+    ].keys()
     assert_alike(one, two)
 
 

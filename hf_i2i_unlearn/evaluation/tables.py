@@ -108,7 +108,9 @@ def describe_scores(how: dict, few: bool | None = None) -> str:
         " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing. The kernel distance is given, of "
         f"the first {KERNEL_SAMPLES:,} pictures at most; 0 is no difference."
         if few and "kid" in how
-        else " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing." if few else ""
+        else " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing."
+        if few
+        else ""
     )
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "

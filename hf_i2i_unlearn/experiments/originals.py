@@ -10,7 +10,14 @@ from ..originals.quality import original_table, verdict
 
 SECTION = "Against trivial completions"
 # What of the figures goes into a card's metadata, and what it is called there.
-KINDS = {"mse": "mse", "psnr": "psnr", "fid": "frechet_distance", "kid": "kernel_distance", "similarity": "similarity", "accuracy": "accuracy"}
+KINDS = {
+    "mse": "mse",
+    "psnr": "psnr",
+    "fid": "frechet_distance",
+    "kid": "kernel_distance",
+    "similarity": "similarity",
+    "accuracy": "accuracy",
+}
 
 
 def against_trivial_text(found: dict[str, dict[str, dict]], verdicts: dict[str, dict[str, list]]) -> str:

@@ -65,7 +65,13 @@ def original_table(results: dict[str, dict], which: str) -> str:
 
 
 # The distance from perfection of each figure that tells a good completion from a bad one.
-GAPS = {"mse": lambda v: v, "fid": lambda v: v, "kid": lambda v: max(0.0, v), "similarity": lambda v: 1 - v, "accuracy": lambda v: 1 - v}
+GAPS = {
+    "mse": lambda v: v,
+    "fid": lambda v: v,
+    "kid": lambda v: max(0.0, v),
+    "similarity": lambda v: 1 - v,
+    "accuracy": lambda v: 1 - v,
+}
 
 
 CLEARLY = 0.1  # by this share of the trivial completion's distance
