@@ -104,14 +104,9 @@ def describe_scores(how: dict, few: bool | None = None) -> str:
     """
     seen = "whole pictures" if how["region"] == "whole" else "the hole alone"
     few = how["few_samples"] if few is None else few
-    why = (
-        " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing. The kernel distance is given, of "
-        f"the first {KERNEL_SAMPLES:,} pictures at most; 0 is no difference."
-        if few and "kid" in how
-        else " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing."
-        if few
-        else ""
-    )
+    why = " No Frechet distance is given of fewer pictures than dimensions: it would mean nothing." if few else ""
+    if few and "kid" in how:
+        why += f" The kernel distance is given, of the first {KERNEL_SAMPLES:,} pictures at most; 0 is no difference."
     return (
         f"Features of {seen}: {how['network']} (weights sha256 {how['weights_sha256'][:12]}), {how['dimensions']} dimensions, "
         f"input {'x'.join(map(str, how['input']))}, {how['resize']}, range {how['range']}, "
