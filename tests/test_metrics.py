@@ -205,6 +205,8 @@ def test_modules_of_evaluate(tmp_path, monkeypatch):
     load = {"cache_dir": str(tmp_path / "cache"), "experiment_id": "test"}
     fid = evaluate.load(str(folder / "fid"), **load).compute(predictions=y.tolist(), references=x.tolist())
     assert fid["fid"] == pytest.approx(numpy_frechet(x, y), rel=1e-5)
+    kid = evaluate.load(str(folder / "kid"), **load).compute(predictions=y.tolist(), references=x.tolist())
+    assert kid["kid"] == pytest.approx(kernel_distance(samples(x), samples(y)), rel=1e-5)
     score = evaluate.load(str(folder / "inception_score"), **load)
     wanted = InceptionScore(3)
     wanted.update(x)
