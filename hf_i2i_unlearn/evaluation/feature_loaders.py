@@ -175,6 +175,7 @@ def load_efficientnet_lite0() -> FeatureNetwork:
     _refuse_another_file(file, EFFICIENTNET_LITE0_SHA256)
     network = EfficientNet.from_name("efficientnet-lite0")
     _fill(network, read_tensors(file), file, "EfficientNet-Lite0 of ImageNet")
+    network = network.to(memory_format=torch.channels_last)  # on a processor its depthwise convolutions take a third less time
     name, mean, std = "EfficientNet-Lite0 (ImageNet)", 127 / 255, 128 / 255
     return FeatureNetwork(network, name, (224, 224), mean, std, head=network._fc, kind="efficientnet_lite0")
 
