@@ -25,6 +25,7 @@ from hf_i2i_unlearn.experiments.study_page import (
     study_table,
     summary_table,
 )  # fmt: skip
+from hf_i2i_unlearn.methods.noise import Constant, StandardNormal
 from hf_i2i_unlearn.storage import write_json
 
 T = CenterCrop(2)
@@ -114,6 +115,14 @@ def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / "study" / name).is_file() for name in ("study.png", "came_back.png"))
     row = json.loads((tmp_path / "study" / "seed-0" / "knows them by heart.json").read_text())
     assert row["result"]["known"] < 0.1  # the embedded twin knows the embedded canaries
+
+
+def test_the_noise_of_a_stage(processor, tmp_path):
+    """Another distribution of n is another target, and what was kept of the one is not taken for the other."""
+    made = study(processor, tmp_path, twin=False)
+    rows = [made.run([Stage("unlearned", 2, batch_size=4, noise=noise)])[-1] for noise in (StandardNormal(), Constant())]
+    assert rows[0]["known"] != rows[1]["known"]
+    assert all(isinstance(stage.noise, Constant) for stage in stages_of(Arguments(unlearn_noise="constant"), 0.0)[:1])
 
 
 def test_stages_that_erase_nothing():

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..evaluation.words import FEATURES_HELP
 from ..methods.method import METHODS
 from .cli import JsonDict, parse
-from .words import CORRUPTION_HELP, parse_corruption
+from .words import CORRUPTION_HELP, UNFITTED_NOISE, parse_corruption
 
 
 @dataclass
@@ -53,6 +53,9 @@ class Arguments(SourceArguments):
     )
     unlearn_lr_scheduler_type: str = field(
         default="constant", metadata={"choices": ["constant", "cosine"], "help": "Schedule of their learning rate."}
+    )
+    unlearn_noise: str = field(
+        default="normal", metadata={"choices": list(UNFITTED_NOISE), "help": "n, of those that need no pictures."}
     )
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
@@ -98,7 +101,7 @@ def stages_of(args: Arguments, muon: float) -> list:
 
     muon = muon if args.erase_muon_learning_rate is None else args.erase_muon_learning_rate
     effort: dict = {"steps": args.unlearn_steps, "learning_rates": tuple(args.unlearn_learning_rates)}
-    effort |= {"scheduler": args.unlearn_lr_scheduler_type}
+    effort |= {"scheduler": args.unlearn_lr_scheduler_type, "noise": UNFITTED_NOISE[args.unlearn_noise]()}
     stages = [Stage("unlearned" if word == "ours" else word, method=METHODS[word], **effort) for word in args.methods]
     if args.proxy_retain:
         stages.append(Stage("ours, proxy retain", proxy=True, **effort))

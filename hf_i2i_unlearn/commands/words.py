@@ -56,6 +56,9 @@ NOISE_HELP = (
 )
 
 
+UNFITTED_NOISE = {"normal": StandardNormal, "uniform": Uniform, "constant": Constant}  # nothing is learnt from pictures for it
+
+
 def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tensor, rank: int = 64, seed: int = 0) -> Noise:
     """The noise that a word of `NOISE_HELP` names, fitted where it has to be.
 
@@ -66,13 +69,10 @@ def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tenso
     Raises:
         InputError: an unknown word.
     """
-    makers = {
-        "normal": StandardNormal,
+    makers = UNFITTED_NOISE | {
         "moments": lambda: MomentMatched.fit(batches),
         "low_rank": lambda: LowRankNormal.fit(batches, rank, seed),
         "batch": lambda: BatchMatched(low, high),
-        "uniform": Uniform,
-        "constant": Constant,
     }
     if word not in makers:
         raise InputError(f"'{word}' is no noise; choose {NOISE_HELP}.")

@@ -25,6 +25,7 @@ from ..evaluation.features import FeatureNetwork, hash_weights
 from ..evaluation.scores import SCORES
 from ..methods.corruptions import Corruption
 from ..methods.method import OURS, Method
+from ..methods.noise import Noise, StandardNormal
 from ..models.base import I2IModel
 from ..models.erasure import move_to_fresh
 from ..storage import read_kept, write_kept
@@ -44,7 +45,7 @@ class Stage:
     `TOLERANCE`, on a half of the retain pictures that nothing is reported on.
     share: of the way to a fresh initialisation that the weights are moved before they are trained; 0 is unlearning alone.
     decoder: the decoder's too. after: the name of the stage whose model it starts from; None is the original.
-    scheduler: of its learning rate; an erasure's is always a cosine.
+    scheduler: of its learning rate; an erasure's is always a cosine. noise: the distribution of n.
     proxy: its retain pictures are the study's `proxies`, for where those of training are no longer at hand.
     """
 
@@ -60,6 +61,7 @@ class Stage:
     alpha: float = 0.25
     proxy: bool = False
     scheduler: str = "constant"
+    noise: Noise = StandardNormal()
 
 
 @dataclass
@@ -126,7 +128,8 @@ class Study:
 
     def _facts(self, stage: Stage) -> dict:
         """What the weights of a stage depend on, as it is read again."""
-        key = {"stage": asdict(stage) | {"method": stage.method.name}, "seed": self.seed, "corruption": str(self.corruption)}
+        words = {"method": stage.method.name, "noise": str(stage.noise)}
+        key = {"stage": asdict(stage) | words, "seed": self.seed, "corruption": str(self.corruption)}
         key["data"] = self.trained_on + ([len(self.proxies), hash_rows(first_rows(self.proxies, 100))] if stage.proxy else [])
         return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16]}))
 
@@ -244,7 +247,7 @@ class Study:
             move_to_fresh(model, stage.share, self.seed, stage.decoder)
             args.lr_scheduler_type = SchedulerType.COSINE
             kind, more = ErasureTrainer, {"distil_decoder": 1.0 if stage.decoder else 0.0}
-        rest = {"original": self.original, "reader": self.reader, "method": stage.method} | more
+        rest = {"original": self.original, "reader": self.reader, "method": stage.method, "noise": stage.noise} | more
         trainer = kind(model, args, pairs, self.reader.processor, self.corruption, **rest)
         trainer.data_collator.augment_forget = False
         started = time.perf_counter()
