@@ -117,6 +117,17 @@ def test_the_command_on_the_demo(tmp_path, monkeypatch, capsys):
     assert row["result"]["known"] < 0.1  # the embedded twin knows the embedded canaries
 
 
+def test_other_options_of_the_model_are_another_study(processor, tmp_path, capsys):
+    made = study(processor, tmp_path, twin=False)
+    made.run([Stage("unlearned", 2, batch_size=4)])
+    for options, trained in (({}, 0), ({"steps": 3}, 1)):
+        again = study(processor, tmp_path, twin=False)
+        again.options = options
+        capsys.readouterr()
+        again.run([Stage("unlearned", 2, batch_size=4)])
+        assert capsys.readouterr().out.count("training unlearned") == trained
+
+
 def test_the_noise_of_a_stage(processor, tmp_path):
     """Another distribution of n is another target, and what was kept of the one is not taken for the other."""
     made = study(processor, tmp_path, twin=False)

@@ -150,7 +150,7 @@ def main() -> None:
         study = Study(
             original, twin, reader, known, train, unseen, corruption, seed,
             tuple(args.attack_weights), tuple(args.attack_learning_rates), args.attack_steps,
-            folder=Path(args.output_dir, f"seed-{seed}"), proxies=proxies, features=networks,
+            folder=Path(args.output_dir, f"seed-{seed}"), proxies=proxies, features=networks, options=args.options,
         )  # fmt: skip
         rows = study.run(stages)
         studies.append(rows)

@@ -1,5 +1,7 @@
 """The words of the command line, turned into objects: here and nowhere else."""
 
+from collections.abc import Callable
+
 import torch
 
 from ..errors import InputError
@@ -56,7 +58,8 @@ NOISE_HELP = (
 )
 
 
-UNFITTED_NOISE = {"normal": StandardNormal, "uniform": Uniform, "constant": Constant}  # nothing is learnt from pictures for it
+# Of these nothing is learnt from pictures.
+UNFITTED_NOISE: dict[str, Callable[[], Noise]] = {"normal": StandardNormal, "uniform": Uniform, "constant": Constant}
 
 
 def make_noise(word: str, batches: Batches, low: torch.Tensor, high: torch.Tensor, rank: int = 64, seed: int = 0) -> Noise:

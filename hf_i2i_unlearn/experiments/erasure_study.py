@@ -74,6 +74,7 @@ class Study:
             rows that nobody saw. corruption: T. seed: of everything. weights, rates, steps: of the attackers.
         proxies: rows like `train` for stages that take them. features: networks that completions are measured by besides.
         folder: where figures and weights are kept, so that it goes on there; None keeps nothing.
+        options: what the models were loaded with; of what is kept, only what was made with the same counts.
     """
 
     original: I2IModel
@@ -91,6 +92,7 @@ class Study:
     folder: Path | None = None
     proxies: Any = ()
     features: tuple[FeatureNetwork, ...] = ()
+    options: dict = field(default_factory=dict)
     models: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -131,7 +133,7 @@ class Study:
         words = {"method": stage.method.name, "noise": str(stage.noise)}
         key = {"stage": asdict(stage) | words, "seed": self.seed, "corruption": str(self.corruption)}
         key["data"] = self.trained_on + ([len(self.proxies), hash_rows(first_rows(self.proxies, 100))] if stage.proxy else [])
-        return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16]}))
+        return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16], "options": self.options}))
 
     def _row(self, name, make, facts=None):
         """What is measured of the model that `make` gives, with the seconds and the rate of its training."""
@@ -139,7 +141,7 @@ class Study:
         twin = hash_weights(self.twin)[:16] if self.twin is not None else None
         attackers = [list(self.weights), list(self.rates), self.steps]
         key = {"facts": facts, "attackers": attackers, "twin": twin, "original": hash_weights(self.original)[:16]}
-        key["unseen"] = self.measured_on
+        key |= {"unseen": self.measured_on, "options": self.options}
         scores_file = self.folder / f"{name}-scores.json" if self.folder else None
         scores_key = key | {"networks": [hash_weights(network)[:16] for network in self.features]}
         known = read_kept(file, key) if file is not None else None
