@@ -42,8 +42,9 @@ def run(monkeypatch, *words):
     command.main()
 
 
-def test_the_demo_prints_options_of_unlearn(monkeypatch, capsys):
-    run(monkeypatch)
+@pytest.mark.parametrize("words", [[], ["--eval_split", "none"]])  # it looks at --train_split alone
+def test_the_demo_prints_options_of_unlearn(monkeypatch, capsys, words):
+    run(monkeypatch, *words)
     text = capsys.readouterr().out
     lines = [line.split(" --retain_classes ") for line in text.splitlines() if line.startswith("--forget_classes")]
     for forget, retain in lines:

@@ -25,7 +25,7 @@ class Arguments(SourceArguments):
     image_size: int = field(default=32, metadata={"help": "Pixels a side to which they are brought first."})
 
     def __post_init__(self):
-        self.check_whole_splits()
+        self.check_whole_splits(held_out=False)
         if self.count < 1 or self.samples < 1 or self.image_size < 1:
             raise InputError(
                 f"--count, --samples and --image_size are 1 or more; got {self.count}, {self.samples} and {self.image_size}."

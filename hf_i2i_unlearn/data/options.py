@@ -37,17 +37,20 @@ class SourceArguments:
         default="white", metadata={"help": "The colour behind transparent pictures: a name such as white, or #rrggbb."}
     )
 
-    def check_whole_splits(self) -> None:
+    def check_whole_splits(self, held_out: bool = True) -> None:
         """For commands that take pictures from all over a split, which a stream cannot.
 
+        Args:
+            held_out: whether the command takes pictures of `eval_split`.
+
         Raises:
-            InputError: `streaming` is on, or there is no `eval_split`.
+            InputError: `streaming` is on, or there is no `eval_split` where one is needed.
         """
         if self.streaming:
             raise InputError(
                 "--streaming does not go with this command, which takes pictures from all over a split; leave it out."
             )
-        if self.eval_split in (None, "none"):
+        if held_out and self.eval_split in (None, "none"):
             raise InputError("--eval_split 'none' does not go with this command, which needs pictures that are not trained on.")
 
 
