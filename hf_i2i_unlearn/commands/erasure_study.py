@@ -54,6 +54,7 @@ class Arguments(SourceArguments):
     unlearn_lr_scheduler_type: str = field(
         default="constant", metadata={"choices": ["constant", "cosine"], "help": "Schedule of their learning rate."}
     )
+    unlearn_alpha: float = field(default=0.25, metadata={"help": "Weight of the forget term."})
     unlearn_noise: str = field(
         default="normal", metadata={"choices": list(UNFITTED_NOISE), "help": "n, of those that need no pictures."}
     )
@@ -102,6 +103,7 @@ def stages_of(args: Arguments, muon: float) -> list:
     muon = muon if args.erase_muon_learning_rate is None else args.erase_muon_learning_rate
     effort: dict = {"steps": args.unlearn_steps, "learning_rates": tuple(args.unlearn_learning_rates)}
     effort |= {"scheduler": args.unlearn_lr_scheduler_type, "noise": UNFITTED_NOISE[args.unlearn_noise]()}
+    effort |= {"alpha": args.unlearn_alpha}
     stages = [Stage("unlearned" if word == "ours" else word, method=METHODS[word], **effort) for word in args.methods]
     if args.proxy_retain:
         stages.append(Stage("ours, proxy retain", proxy=True, **effort))
