@@ -53,5 +53,6 @@ def how_it_was_chosen(made: PaperTables) -> str:
         f"the ablations change one thing in that of `{made.tuning.subject}`. R: retain (should stay as the original), "
         f"F: forget (should move away). Mean ± standard deviation over seeds ({seeds} in the main table, {others} in the "
         "others); (x1.10): times the original. Accuracy: share of pictures that get the class of the true picture. "
-        "FD is the Frechet distance in the features of the network named, no FID unless that is Inception."
+        "FD is the Frechet distance in the features of the network named, no FID unless that is Inception. KD, of fewer "
+        "pictures than dimensions, is the kernel distance."
     )

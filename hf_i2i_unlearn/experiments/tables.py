@@ -15,7 +15,8 @@ from ..markdown import table as markdown
 HALVES = ("select", "report")
 
 
-KEYS = ("mse", "psnr", "drift", *shown_scores(few=False))  # settings are chosen by the Frechet distance
+ERRORS = ("mse", "psnr", "drift")
+FEW = "few_samples"
 
 
 RATIOS = ("mse", "fid")  # given as multiples of the original's too
@@ -37,6 +38,7 @@ def flat_figures(result: dict) -> dict[str, float]:
         place = numbers.setdefault(how["weights_sha256"] + how["network"], len(numbers))
         for kind in ("", "original_", "blank_", "true_"):
             found |= {f"{kind}{key} {how['region']} {place}": how[kind + key] for key in SCORES if kind + key in how}
+        found[f"{FEW} {how['region']} {place}"] = how[FEW]
     return found
 
 
@@ -86,8 +88,10 @@ def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
 
 def columns_of(point: dict, what: str, place: str) -> list[str]:
     """The figures that a table of one T and place ("", "hole 0", "whole 0") has columns for."""
-    some = point["figures"][what]["retain report"]
-    return [key for key in (f"{k} {place}".strip() for k in KEYS) if key in some and (" " in key) == bool(place)]
+    sets = point["figures"][what]
+    some, few = sets["retain report"], any(found.get(f"{FEW} {place}") for found in sets.values())
+    keys = [f"{score} {place}" for score in shown_scores(few)] if place else ERRORS
+    return [key for key in keys if key in some]
 
 
 def table(rows: dict[str, list[dict]], what: str, place: str, networks: list[dict], first: str = "method") -> str:
