@@ -58,5 +58,5 @@ def test_the_table_of_the_demo(monkeypatch, capsys):
     errors, features = table.split("| mnist-demo |")
     moved = [float(line.split("|")[3]) for line in errors.splitlines() if line.startswith("| all") or "block" in line]
     distances = [float(line.split("|")[4]) for line in features.splitlines() if line.startswith(("| no level", "| all levels"))]
-    assert "FD, whole" in features and distances[1] > distances[0]
+    assert "KD, whole" in features and distances[1] > distances[0]
     assert moved == sorted(moved, reverse=True) and moved[0] > 0.3 and moved[-1] < 0.01

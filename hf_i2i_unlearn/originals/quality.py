@@ -49,7 +49,7 @@ def original_table(results: dict[str, dict], which: str) -> str:
     blocks = []
     for network in networks or [None]:
         places = [i for i, how in enumerate(first.get("features", ())) if how["network"] == network]
-        scores = shown_scores(any(first["features"][place]["few_samples"] for place in places))
+        scores = shown_scores(any(first["features"][place].get("few_samples") for place in places))
         columns = [(key, place) for key in scores for place in places if key in first["features"][place]]
         heads = [f"{title_of(key, first['features'][place])}, {first['features'][place]['region']}" for key, place in columns]
         lines = [f"| {network or ''} | {' | '.join(['hole error', 'PSNR', *heads])} |", "|---" * (len(heads) + 3) + "|"]
@@ -103,7 +103,7 @@ def against_trivial(results: dict[str, dict], which: str, original: str = "origi
 
     add("hole error", "mse", mine["mse"], {name: f["mse"] for name, f in trivial.items()})
     for place, how in enumerate(mine.get("features", ())):
-        for key in shown_scores(how["few_samples"]):
+        for key in shown_scores(how.get("few_samples", False)):
             if key in how and key in GAPS:
                 others = {name: f["features"][place][key] for name, f in trivial.items()}
                 others["blank hole"] = how.get(f"blank_{key}")
