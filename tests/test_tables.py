@@ -227,6 +227,9 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
         if line.startswith("| ours |")
     ]
     assert rows[0][1].startswith(f"{mean:.3g} ± ")
+    errors = next(line for line in page.split("Errors:")[1].splitlines() if line.startswith("| ours |")).split(" | ")
+    mean = sum(v["mse"] for v in values) / 2
+    assert errors[1].startswith(f"{mean:.3g} ± ") and f"(x{mean / values[0]['original_mse']:.2f})" in errors[1]
     with open(folder / "points.csv") as file:
         points = list(csv.DictReader(file))
     assert {p["half"] for p in points} == {"select", "report"} and float(points[0]["mse"]) > 0

@@ -1,7 +1,7 @@
 """FID, KID, Inception score, similarity and accuracy from features and logits: streaming, in float64, over all processes.
 
-Every metric is a small object: `update` adds a batch, `merge` another object's sums, `reduce` those of all processes, and a
-property or `compute` gives the figure. It holds sums, or at most `KERNEL_SAMPLES` samples, so its size does not grow with the
+Every metric is a small object: `update` adds a batch, `reduce` what all processes have, and a property, a function or `compute`
+gives the figure. It holds sums, which `merge` adds up, or `KERNEL_SAMPLES` samples at most, so its size does not grow with the
 data.
 """
 
