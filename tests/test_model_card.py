@@ -255,6 +255,20 @@ def test_own_words_survive(tmp_path, mae):
     assert "## Uses" not in write_card(folder).text
 
 
+def test_a_section_measured_again_leaves_no_old_result(tmp_path, mae):
+    """What the newer measurement does not repeat leaves the metadata; what others measured stays."""
+    folder = tmp_path / "x"
+    make_card(folder, mae)
+    run, own = RunFolder(folder), {r.metric_name for r in ModelCard.load(folder / "README.md").data.eval_results}
+    table = {"title": "center:3", "caption": "", "head": ["a", "b"], "rows": [["x", "8.125"]]}
+    older = [result(3.0), result(5.0, "FID of few pictures")]
+    for results in (older, [result(4.0)]):
+        write_section(folder, "Metrics", run.write_evaluation("Metrics", [table], results=results))
+    card = ModelCard.load(folder / "README.md")
+    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert found["FID after"] == 4.0 and own and set(found) == own | {"FID after"}
+
+
 @pytest.mark.parametrize("missing", ["run.json", "figures.json"])
 def test_a_card_needs_data(tmp_path, mae, missing):
     make_card(tmp_path / "x", mae)

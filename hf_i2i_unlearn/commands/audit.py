@@ -80,15 +80,16 @@ def main() -> None:
     if not PartialState(cpu=args.use_cpu).is_main_process:
         return
     disable_progress_bar()
-    found = run_audit(args, command_line("recipes/audit.py", ("forget_values", "forget_rows")), args.output_dir)
     run, own = RunFolder(args.model), RunFolder(args.output_dir)
+    earlier = run.audit if "verdicts" in run.audit else None
+    found = run_audit(args, command_line("recipes/audit.py", ("forget_values", "forget_rows")), args.output_dir)
     folders = {own.path: [AUDIT]}
     if args.update_card:
         if run.path.resolve() != own.path.resolve():
             write_json(run.path / AUDIT, found)
         folders.setdefault(run.path, [AUDIT])
         if run.card.is_file():
-            write_section(run.path, AUDITED)
+            write_section(run.path, AUDITED, earlier)
             folders[run.path].append(f"{CARD} (section {AUDITED})")
     for folder, names in folders.items() if args.report else ():
         names.append(write_report(args.model, args.report_pictures, audit=own.path, output_dir=folder).name)

@@ -149,18 +149,24 @@ def _describe_patch(record: dict) -> str:
     )
 
 
-def write_section(folder, title: str) -> None:
+def write_section(folder, title: str, earlier: dict | None = None) -> None:
     """Set a section of the card from the folder's data: "Audit" from audit.json, others from evaluation.json. The rest stays.
+
+    Args:
+        earlier: the data that the section was made from until now. What they said in the metadata goes with them.
 
     Raises:
         InputError: there is no card.
     """
     run = RunFolder(folder)
-    text, results = audit_section(run.audit) if title == AUDITED else evaluation_section(run.evaluation[title])
-    update_card(folder, title, text, results)
+    make = audit_section if title == AUDITED else evaluation_section
+    text, results = make(run.audit if title == AUDITED else run.evaluation[title])
+    update_card(folder, title, text, results, gone=make(earlier)[1] if earlier else ())
 
 
-def update_card(folder, title: str, text: str, results: Iterable[EvalResult] = ()) -> None:
+def update_card(
+    folder, title: str, text: str, results: Iterable[EvalResult] = (), gone: Iterable[EvalResult] = ()
+) -> None:
     """Set the section `## title` of the card in `folder`, and add results to its metadata.
 
     A section of that title is replaced, a new one stands before `## Limits`, or last. A result takes the place of one of the
@@ -168,6 +174,7 @@ def update_card(folder, title: str, text: str, results: Iterable[EvalResult] = (
 
     Args:
         text: Markdown without headings of the first two levels. results: `EvalResult`s, as the model-index holds them.
+        gone: results of an older measurement, which leave the metadata.
 
     Raises:
         InputError: there is no card.
@@ -179,16 +186,23 @@ def update_card(folder, title: str, text: str, results: Iterable[EvalResult] = (
     sections = split_sections(card.text)
     place_section(sections, title, f"## {title}\n\n{text.strip()}\n\n")
     card.text = "".join(section for _, section in sections)
-    _add_results(card, run, results)
+    _add_results(card, run, results, gone)
     write_aside(run.card, card.save)
 
 
-def _add_results(card: ModelCard, run: RunFolder, results: Iterable[EvalResult]) -> None:
-    """A result takes the place of one of the same dataset, configuration and metric."""
-    several = [*(card.data.eval_results or []), *results]
+def _add_results(
+    card: ModelCard, run: RunFolder, results: Iterable[EvalResult], gone: Iterable[EvalResult] = ()
+) -> None:
+    """A result takes the place of one of the same dataset, configuration and metric; those that are `gone` leave."""
+
+    def named(found):
+        return {(r.dataset_name, r.dataset_config, r.metric_type, r.metric_name): r for r in found}
+
+    leave = named(gone)
+    stay = {name: r for name, r in named(card.data.eval_results or ()).items() if name not in leave}
+    several = list((stay | named(results)).values())
+    card.data.eval_results = several or None
     if several:
-        by_name = {(r.dataset_name, r.dataset_config, r.metric_type, r.metric_name): r for r in several}
-        card.data.eval_results = list(by_name.values())
         card.data.model_name = card.data.model_name or run.name  # a model-index needs one
 
 

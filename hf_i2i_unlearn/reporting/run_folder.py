@@ -150,8 +150,8 @@ class RunFolder:
         command: str = "",
         results: Iterable[EvalResult] = (),
         summary: dict | None = None,
-    ) -> None:
-        """Keep what was measured after the run, in place of an older measurement of the same section.
+    ) -> dict | None:
+        """Keep what was measured after the run, in place of an older measurement of the same section, which it returns.
 
         Args:
             section: its title in the card: `METRICS` or `TRAINING_METRICS`, or another.
@@ -160,11 +160,13 @@ class RunFolder:
         """
         values = [{k: v for k, v in asdict(r).items() if v is not None} for r in results]
         new = {"text": text, "tables": tables, "command": command, "results": values}
+        earlier = self.evaluation.get(section)
         sections = self.evaluation | {section: new | ({"summary": summary} if summary else {})}
         self._write(EVALUATION, {"format": FORMAT, "sections": sections})
         parts = [f"## {title}\n\n{one['text']}\n\n{markdown(one['tables'])}\n" for title, one in sections.items()]
         page = "\n".join(["# What was measured after the run\n", *parts])
         write_text(self.path / EVALUATION_PAGE, without_absolute(page, self.path))
+        return earlier
 
     @property
     def audit(self) -> dict:

@@ -151,8 +151,8 @@ def write_card_section(args, folder: str, found: dict, splits: Splits, run: dict
     text = f"Measured by `recipes/evaluate.py` after training, on {which}. A blank hole is the floor."
     results = card_results(found, splits.description["dataset"], where)
     command = command_line("recipes/evaluate.py", private(args))
-    kept.write_evaluation(section, card_tables(found), text, command, results, card_summary(found))
-    write_section(folder, section)
+    earlier = kept.write_evaluation(section, card_tables(found), text, command, results, card_summary(found))
+    write_section(folder, section, earlier)
     print(f"The card of {folder} has them as well.")
 
 
