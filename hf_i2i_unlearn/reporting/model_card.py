@@ -164,9 +164,7 @@ def write_section(folder, title: str, earlier: dict | None = None) -> None:
     update_card(folder, title, text, results, gone=make(earlier)[1] if earlier else ())
 
 
-def update_card(
-    folder, title: str, text: str, results: Iterable[EvalResult] = (), gone: Iterable[EvalResult] = ()
-) -> None:
+def update_card(folder, title: str, text: str, results: Iterable[EvalResult] = (), gone: Iterable[EvalResult] = ()) -> None:
     """Set the section `## title` of the card in `folder`, and add results to its metadata.
 
     A section of that title is replaced, a new one stands before `## Limits`, or last. A result takes the place of one of the
@@ -190,9 +188,7 @@ def update_card(
     write_aside(run.card, card.save)
 
 
-def _add_results(
-    card: ModelCard, run: RunFolder, results: Iterable[EvalResult], gone: Iterable[EvalResult] = ()
-) -> None:
+def _add_results(card: ModelCard, run: RunFolder, results: Iterable[EvalResult], gone: Iterable[EvalResult] = ()) -> None:
     """A result takes the place of one of the same dataset, configuration and metric; those that are `gone` leave."""
 
     def named(found):
