@@ -112,31 +112,30 @@ def _is(one, network, region, kind):
 
 
 def summary_table(families: dict[str, list[list[dict]]]) -> str:
-    """One line a model, four columns a family, as Markdown: means over the seeds.
+    """One line a model, the families one below the other, as Markdown: means over the seeds.
 
     Forgotten: the error on the pictures, times that of the model that never saw them. Retain: the error on others, times that
-    of the model that knows them. Judged: verdicts that are honoured. Back: of the other half, after an attack.
+    of the model that knows them. Drift: the squared move of those completions, as a share of the same error. Judged: verdicts
+    that are honoured. Back: of the other half, after an attack.
 
     Args:
         families: {family: rows of `Study.run`, one list a seed}; each study has a model that never saw the pictures.
     """
-    named = {family: _by_name(studies) for family, studies in families.items()}
-    names = list(dict.fromkeys(name for rows in named.values() for name in rows))
     lines = []
-    for name in names:
-        cells = [_label(name)]
-        for rows in named.values():
-            cells += _summed(rows, name) if name in rows else [""] * 4
-        lines.append(cells)
-    return table(["", *(f"{family}: {what}" for family in named for what in ("forgotten", "retain", "judged", "back"))], lines)
+    for family, studies in families.items():
+        named = _by_name(studies)
+        made = [[_label(name), *_summed(named, name)] for name in named]
+        lines += [[f"**{family}**" if first else "", *cells] for first, cells in zip([True] + [False] * len(made), made)]
+    return table(["", "", "forgotten", "retain", "drift", "judged", "back"], lines)
 
 
 def _summed(named, name):
     mine, never, knew = named[name], named[NEVER_SAW], named[KNOWS]
     forgotten = np.mean([row["known"] / other["known"] for row, other in zip(mine, never)])
     retain = np.mean([row["retain"] / other["retain"] for row, other in zip(mine, knew)])
+    drift = np.mean([row["drift"] / other["retain"] for row, other in zip(mine, knew)])
     honoured = np.mean([row["honoured"]["share"] for row in mine])
-    return [f"x{forgotten:.2f}", f"x{retain:.2f}", f"{honoured:.0%}", _share(mine)]
+    return [f"x{forgotten:.2f}", f"x{retain:.2f}", f"{drift:.0%}", f"{honoured:.0%}", _share(mine)]
 
 
 def read_rows(folder) -> list[list[dict]]:
