@@ -40,11 +40,12 @@ class Arguments:
     minutes: float = field(default=25.0, metadata={"help": "After so many the part that runs is told to end."})
     only: list[str] | None = field(default=None, metadata={"help": "Parts to run; all if not given."})
     list: bool = field(default=False, metadata={"help": "Print the parts and their commands, and run none."})
-    use_cpu: bool = field(default=False, metadata={"help": "Run where there is no GPU."})
+    use_cpu: bool = field(default=False, metadata={"help": "On the CPU, where there is no GPU: to try the script."})
 
 
-def parts(dataset: str, folder: Path) -> dict[str, list[str]]:
-    """{name: its command}, in the order in which they run."""
+def parts(dataset: str, folder: Path, use_cpu: bool = False) -> dict[str, list[str]]:
+    """{name: its command}, in the order in which they run. The benchmarks take what is there without being told."""
+    where = ["--use_cpu", "true"] if use_cpu else []
 
     def recipe(name, *words):
         return [sys.executable, str(RECIPES / name), *map(str, words)]
@@ -55,11 +56,13 @@ def parts(dataset: str, folder: Path) -> dict[str, list[str]]:
         "cost": recipe("benchmarks/benchmark.py", "--part", "cost"),
     }
     for model in REHEARSED:
-        found[f"rehearse-{model}"] = recipe("rehearse.py", "--model", model, "--output_dir", folder / f"rehearsal-{model}")
+        found[f"rehearse-{model}"] = recipe(
+            "rehearse.py", "--model", model, "--output_dir", folder / f"rehearsal-{model}", *where
+        )
     found["pack"] = recipe("pack.py", "--dataset", dataset, "--size", 64, "--output_dir", folder / "photos-64")
     for name, before in TRAININGS.items():
         config, own = RECIPES / "configs" / f"pretrain_photos64_{name}.yaml", folder / f"photos64-{name.replace('_', '-')}"
-        words = ["--config", config, "--dataset", folder / "photos-64", "--output_dir", own, "--save_steps", 500]
+        words = ["--config", config, "--dataset", folder / "photos-64", "--output_dir", own, "--save_steps", 500, *where]
         words += ["--init", folder / f"photos64-{before.replace('_', '-')}"] if before else []
         found[own.name] = recipe("pretrain.py", *words)
     return found
@@ -109,7 +112,7 @@ def run_one(command: list[str], log: Path, end: float) -> str:
 def main():
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
     folder = Path(args.output_dir)
-    commands = parts(args.dataset, folder)
+    commands = parts(args.dataset, folder, args.use_cpu)
     unknown = sorted(set(args.only or ()) - set(commands))
     if unknown:
         sys.exit(f"No part is named {', '.join(unknown)}; there are {', '.join(commands)}.")
