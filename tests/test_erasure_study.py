@@ -190,7 +190,7 @@ def test_the_pages_of_several_seeds(tmp_path):
     assert "| unlearned | 4 | 4 | 0.5 | 0.5 |" in scores_tables(studies)["net"]
     few = [[row | {"scores": [one | {"few_samples": True} for one in row["scores"]]} for row in rows] for rows in studies]
     assert "FD" not in scores_tables(few)["net"] and "| unlearned | 0.25 | 0.25 | 0.5 | 0.5 |" in scores_tables(few)["net"]
-    lines = summary_table({"MAE": studies, "MAGE": [rows_of(0)]}).splitlines()
+    lines = summary_table({"MAE": {"": studies}, "MAGE": {"": [rows_of(0)]}}).splitlines()
     assert lines[4] == "|  | ours | x2.50 | x1.10 | 10% | 50% | 50% |" and len(lines) == 2 + 3 + 3
     assert lines[5].startswith("| **MAGE** | never saw them | x1.00 |")
     assert lines[-1] == "|  | ours | x2.00 | x1.10 | 10% | 50% | 25% |"
@@ -205,6 +205,17 @@ def test_the_evidence_of_several_families(tmp_path, monkeypatch, capsys):
     evidence.main()
     assert "| **MAGE** | never saw them |" in capsys.readouterr().out
     assert (tmp_path / "evidence" / "forgotten.png").stat().st_size > 10_000
+    words[-2:] = ["MAE: 9 steps", "MAE"]  # one family: the references once, and what is special in the names
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, words), "--output_dir", str(tmp_path / "evidence")])
+    evidence.main()
+    said = capsys.readouterr().out
+    assert said.count("never saw them") == 1 and "|  | ours (9 steps) |" in said and "|  | ours |" in said
+    words[-1] = "MAE: 9 steps"
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
+    with pytest.raises(InputError, match="Two studies are called"):
+        evidence.main()
+    words[-1] = "MAGE"
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
     write_json(tmp_path / "b" / "rows.json", {"0": rows_of(0)[1:]})
     with pytest.raises(InputError, match="never saw"):
         evidence.main()

@@ -16,7 +16,9 @@ class Arguments:
     """The studies, and what they are called."""
 
     studies: list[str] = field(default_factory=list, metadata={"help": "Folders that `erasure-study` wrote."})
-    families: list[str] = field(default_factory=list, metadata={"help": "A name for each."})
+    families: list[str] = field(
+        default_factory=list, metadata={"help": "A family for each; 'U-Net: 600 steps' puts a study beside others of U-Net."}
+    )
     output_dir: str = field(default="evidence", metadata={"help": "Folder for forgotten.png and summary.md."})
 
     def __post_init__(self):
@@ -32,12 +34,12 @@ def main() -> None:
 
     from pathlib import Path
 
-    from ..experiments.study_page import forgotten_of, read_rows, summary_table
+    from ..experiments.study_page import families_of, family_points, read_rows, summary_table
     from ..reporting.plots import forgotten_plot
     from ..storage import write_text
 
-    found = {name: read_rows(folder) for name, folder in zip(args.families, args.studies)}
+    found = families_of(args.families, [read_rows(folder) for folder in args.studies])
     text = summary_table(found)
-    forgotten_plot({name: forgotten_of(studies) for name, studies in found.items()}, Path(args.output_dir, "forgotten.png"))
+    forgotten_plot({name: family_points(parts) for name, parts in found.items()}, Path(args.output_dir, "forgotten.png"))
     write_text(Path(args.output_dir, "summary.md"), text + "\n")
     print(f"\n{text}\n\nIn {args.output_dir}: forgotten.png and summary.md.")

@@ -111,7 +111,27 @@ def _is(one, network, region, kind):
     return (one["network"], one["region"], one["set"]) == (network, region, kind)
 
 
-def summary_table(families: dict[str, list[list[dict]]]) -> str:
+def families_of(names: list[str], studies: list[list[list[dict]]]) -> dict[str, dict[str, list[list[dict]]]]:
+    """{family: {what is special in a study of it: its rows, one list a seed}}; "U-Net: 600 steps" is of the family U-Net."""
+    found: dict[str, dict[str, list[list[dict]]]] = {}
+    for name, rows in zip(names, studies, strict=True):
+        family, _, special = (part.strip() for part in name.partition(":"))
+        if special in found.setdefault(family, {}):
+            raise InputError(f"Two studies are called '{name}'; write what is special in each, as in 'U-Net: 600 steps'.")
+        found[family][special] = rows
+    return found
+
+
+def family_points(parts: dict[str, list[list[dict]]]) -> dict[str, list[tuple[float, float]]]:
+    """`forgotten_of` of all studies of a family; what is special in a study stands in the names of its models."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for special, studies in parts.items():
+        for label, mine in forgotten_of(studies).items():
+            points.setdefault(_special(label, special), mine)
+    return points
+
+
+def summary_table(families: dict[str, dict[str, list[list[dict]]]]) -> str:
     """One line a model, the families one below the other, as Markdown: means over the seeds.
 
     Forgotten: the error on the pictures, times that of the model that never saw them. Retain: the error on others, times that
@@ -119,14 +139,21 @@ def summary_table(families: dict[str, list[list[dict]]]) -> str:
     that are honoured. Back: of the other half, after an attack.
 
     Args:
-        families: {family: rows of `Study.run`, one list a seed}; each study has a model that never saw the pictures.
+        families: of `families_of`; each study has a model that never saw the pictures.
     """
     lines = []
-    for family, studies in families.items():
-        named = _by_name(studies)
-        made = [[_label(name), *_summed(named, name)] for name in named]
-        lines += [[f"**{family}**" if first else "", *cells] for first, cells in zip([True] + [False] * len(made), made)]
+    for family, parts in families.items():
+        made = {}
+        for special, studies in parts.items():
+            named = _by_name(studies)
+            for name in named:
+                made.setdefault(_special(_label(name), special), _summed(named, name))
+        lines += [["" if number else f"**{family}**", *cells] for number, cells in enumerate([k, *v] for k, v in made.items())]
     return table(["", "", "forgotten", "retain", "drift", "judged", "back"], lines)
+
+
+def _special(label, special):
+    return label if not special or label in (NEVER_SAW, KNOWS) else f"{label} ({special})"
 
 
 def _summed(named, name):

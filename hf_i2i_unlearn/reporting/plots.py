@@ -279,24 +279,33 @@ def forgotten_plot(families: dict[str, dict[str, list[tuple[float, float]]]], pa
 
     Args:
         families: {family: {model: a point a seed: (drift, error on the pictures)}}, a panel each, in units of the error of the
-            model that never saw them. path: PNG file to write.
+            model that never saw them. What is special in a model stands behind its name in brackets, and at its point.
+        path: PNG file to write.
     """
-    figure = Figure(figsize=(1.2 + 4.2 * len(families), 4.6), layout="constrained")
-    names = list(dict.fromkeys(name for points in families.values() for name in points))
+    across = min(3, len(families))
+    down = -(-len(families) // across)
+    figure = Figure(figsize=(1.2 + 4.2 * across, 1 + 3.6 * down), layout="constrained")
+    names = list(dict.fromkeys(name.partition(" (")[0] for points in families.values() for name in points))
     colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
     markers = dict(zip(names, itertools.cycle(SERIES_MARKERS)))
-    for axis, (family, points) in zip(figure.subplots(1, len(families), squeeze=False)[0], families.items()):
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(families) :]:
+        figure.delaxes(axis)
+    for axis, (family, points) in zip(axes, families.items()):
         for name, mine in points.items():
             drifts, errors = zip(*mine)
-            axis.scatter(drifts, errors, marker=markers[name], color=colours[name], s=40, label=name, zorder=3)
+            model, _, special = name.rstrip(")").partition(" (")
+            axis.scatter(drifts, errors, marker=markers[model], color=colours[model], s=40, label=model, zorder=3)
+            if special:
+                axis.annotate(special, (drifts[0], errors[0]), (5, 3), textcoords="offset points", fontsize=7)
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("x{x:g}")
         axis.set_title(family, fontsize=10)
         axis.set_xlabel("drift of other completions (left is better)", fontsize=9)
         axis.grid(alpha=0.25)
-    first = figure.axes[0]
-    first.set_ylabel("error on the pictures, times that of\na model that never saw them (higher: forgotten)", fontsize=9)
+    for axis in axes[: len(families) : across]:
+        axis.set_ylabel("error on the pictures, times that of\na model that never saw them (higher: forgotten)", fontsize=9)
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(list(handles.values()), list(handles), fontsize=8, loc="outside lower center", ncols=4)
     _save(figure, path)
