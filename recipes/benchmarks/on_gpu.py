@@ -8,7 +8,10 @@ does not keep the others from running. When the minutes are over, the part that 
 saves a checkpoint. `--only` names parts; `--list true` prints them with their commands.
 """
 
+import contextlib
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,24 +91,31 @@ def run_all(commands: dict[str, list[str]], folder: Path, seconds: float) -> dic
 
 
 def resumed(command: list[str]) -> list[str]:
-    """The command, going on from a checkpoint where its output folder has one."""
-    own = command[command.index("--output_dir") + 1] if "--output_dir" in command else None
-    goes_on = own is not None and any(Path(own).glob("checkpoint-*"))
-    return command + ["--resume_from_checkpoint", "true"] if goes_on else command
+    """The command, going on from a checkpoint where its output folder has one. What is no checkpoint there is begun anew."""
+    own = Path(command[command.index("--output_dir") + 1]) if "--output_dir" in command else None
+    if own is None or not own.exists():
+        return command
+    if any(own.glob("checkpoint-*")):
+        return [*command, "--resume_from_checkpoint", "true"]
+    shutil.rmtree(own)  # a rehearsal that was cut off would refuse its folder
+    return command
 
 
 def run_one(command: list[str], log: Path, end: float) -> str:
-    """Run a command, with what it says in `log`, until `end` at most."""
-    with open(log, "a") as said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process:
+    """Run a command, with what it says in `log`, until `end` at most. None of its own processes outlives it."""
+    with open(log, "a") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             status = process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            try:
+            process.send_signal(signal.SIGTERM)  # not its data workers, which the last step still needs
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
             return "cut off"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return "done" if status == 0 else f"failed (status {status}); see {log}"
 
 
