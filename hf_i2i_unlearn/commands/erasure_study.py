@@ -54,9 +54,10 @@ class Arguments(SourceArguments):
     unlearn_lr_scheduler_type: str = field(
         default="constant", metadata={"choices": ["constant", "cosine"], "help": "Schedule of their learning rate."}
     )
-    unlearn_alpha: float = field(default=0.25, metadata={"help": "Weight of the forget term."})
+    unlearn_alpha: float = field(default=0.25, metadata={"help": "Weight of the forget term, of erasures too."})
     unlearn_noise: str = field(
-        default="normal", metadata={"choices": list(UNFITTED_NOISE), "help": "n, of those that need no pictures."}
+        default="normal",
+        metadata={"choices": list(UNFITTED_NOISE), "help": "n, of those that need no pictures; of erasures too."},
     )
     shares: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares to erase."})
     decoder: list[str] = field(
@@ -121,6 +122,8 @@ def stages_of(args: Arguments, muon: float) -> list:
                     share=share,
                     decoder=decoder == "true",
                     after=after,
+                    alpha=args.unlearn_alpha,
+                    noise=effort["noise"],
                 )
             )
     return stages
