@@ -1,9 +1,14 @@
 """A feature network: what pictures are measured by. It knows its input and says in a report what it is."""
 
+import math
+
 import torch
 from torch import nn
 
 from ..storage import content_hash
+
+# What a processor is given at a time, so that the layers' outputs stay in its cache (recipes/benchmarks/benchmark_features.py).
+PIXELS_AT_ONCE = 4 * 224 * 224
 
 
 class FeatureNetwork(nn.Module):
@@ -68,6 +73,15 @@ class FeatureNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, 1 or 3, H, W) in [0, 1] -> features (B, D) and logits (B, classes) or None."""
+        if self.mean.is_cuda or not len(images):
+            return self.at_once(images)
+        found = [self.at_once(piece) for piece in images.split(max(1, PIXELS_AT_ONCE // math.prod(self.size)))]
+        features, logits = zip(*found)
+        return torch.cat(features), torch.cat(logits) if self.classifies else None
+
+    @torch.no_grad()
+    def at_once(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same in one pass."""
         x, head, seen = self.prepare(images), self.head[0], []
         if head is None:
             return self.network(x).flatten(1).float(), None

@@ -148,6 +148,18 @@ class I2IModel(nn.Module, abc.ABC):
         `target` (B, C, H, W) takes the place of the true picture in the loss (not in the input); None is the truth.
         """
 
+    @torch.no_grad()
+    def distillation_target(self, pixel_values, draw, mask, seeds) -> torch.Tensor:
+        """What a decoder that learns anew takes from this model (`ErasureTrainer`): its completions, (B, C, H, W).
+
+        draw: what `draw(pixel_values, mask, seeds)` returns. A family may give what else its `distillation_loss` takes.
+        """
+        return self.generate(pixel_values, mask, seeds)
+
+    def distillation_loss(self, pixel_values, draw, wanted) -> torch.Tensor:
+        """How far this model is from another one's `distillation_target`, per sample: (B,)."""
+        return self.training_loss(pixel_values, draw, wanted)
+
     @property
     def decoder_untouched(self) -> bool:
         """Whether training the encoder leaves every weight that D reads as it was."""

@@ -1,6 +1,5 @@
 """`ErasureTrainer`: what was moved towards a fresh initialisation learns the original's work again, from retain pictures."""
 
-import torch
 from torch import nn
 
 from ..models.base import I2IModel
@@ -15,8 +14,8 @@ class EncoderAndLoss(nn.Module):
         self.i2i = i2i
 
     def forward(self, pixel_values, draw, target=None):
-        """E(T(x)), (B, ...); with a target (B, C, H, W) the family's training loss towards it, (B,)."""
-        return self.i2i(pixel_values, draw) if target is None else self.i2i.training_loss(pixel_values, draw, target)
+        """E(T(x)), (B, ...); with a target its `distillation_loss`, (B,)."""
+        return self.i2i(pixel_values, draw) if target is None else self.i2i.distillation_loss(pixel_values, draw, target)
 
 
 class ErasureTrainer(UnlearningTrainer):
@@ -24,7 +23,7 @@ class ErasureTrainer(UnlearningTrainer):
 
     The objective is the method's own, such as eq. 10, against the original: no retain picture is needed beyond those, and no
     forget picture is ever shown as something to be completed. With `distil_decoder` the decoder is trained too, by the family's
-    training loss towards the original's completions of retain pictures:
+    training loss towards what the original makes of retain pictures (completions; of a diffusion model its predictions):
 
         loss = objective + distil_decoder * L(x_r, D0(E0(T(x_r))))
 
@@ -60,8 +59,8 @@ class ErasureTrainer(UnlearningTrainer):
         return loss + self._output(model, inputs["retain"], inputs["seeds"][:, 0]) if self.distil_decoder else loss
 
     def _output(self, model, pixels, seeds):
-        """The mean training loss towards the original's completions of the pictures."""
+        """The mean training loss towards what the original makes of the pictures."""
         mask = self.corruption.at(self.state.global_step)(self.i2i.grid, seeds)
-        with torch.no_grad():
-            completed = getattr(self.original, "module", self.original).generate(pixels, mask, seeds)
-        return model(pixels, self.i2i.draw(pixels, mask, seeds), completed).mean()
+        draw = self.i2i.draw(pixels, mask, seeds)
+        wanted = getattr(self.original, "module", self.original).distillation_target(pixels, draw, mask, seeds)
+        return model(pixels, draw, wanted).mean()

@@ -287,8 +287,17 @@ class I2IUNet(UNetFiles):
             "v_prediction": lambda: gamma.sqrt() * draw.noise - (1 - gamma).sqrt() * clean,
             "sample": lambda: clean,
         }[self.prediction_type]()
-        error = ((predicted - wanted).square() * hole).flatten(1).sum(1)
-        return error / (hole.flatten(1).sum(1) * wanted.shape[1])
+        return _hole_error(predicted, wanted, hole)
+
+    @torch.no_grad()
+    def distillation_target(self, pixel_values, draw, mask, seeds):
+        """The prediction for the noised pictures, (B, C, h, w): one pass, where a completion takes `steps` of them."""
+        return self._predict(self._inputs(pixel_values, draw, self._sample(pixel_values, draw)), draw.time)
+
+    def distillation_loss(self, pixel_values, draw, wanted):
+        """Mean squared difference of the predictions over the hidden values: (B,)."""
+        predicted = self._predict(self._inputs(pixel_values, draw, self._sample(pixel_values, draw)), draw.time)
+        return _hole_error(predicted, wanted, self.sample_hole(draw.mask.to(pixel_values.device)))
 
     # Generation
 
@@ -351,3 +360,9 @@ class I2IUNet(UNetFiles):
 
     def _predict(self, inputs, time):
         return self.model(inputs.to(self.model.dtype), time, **self._context(None, len(inputs))).sample.float()
+
+
+def _hole_error(predicted, wanted, hole):
+    """Mean squared error over the hidden values of each picture: (B,)."""
+    error = ((predicted - wanted).square() * hole).flatten(1).sum(1)
+    return error / (hole.flatten(1).sum(1) * wanted.shape[1])
