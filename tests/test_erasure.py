@@ -125,6 +125,20 @@ def test_distilling_brings_completions_nearer_to_the_original(tmp_path, processo
     assert trainer.evaluate()["eval_retain_drift"] < 0.7 * before
 
 
+def test_a_unet_learns_the_originals_predictions():
+    """Its own are at distance zero, another's are not, and only the hidden part counts."""
+    original, same, other = make_unet(0).eval(), make_unet(0).eval(), make_unet(1).eval()
+    pixels = torch.rand(3, original.channels, *original.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask, seeds = CenterCrop(2)(original.grid, [0, 1, 2]), [3, 4, 5]
+    draw = original.draw(pixels, mask, seeds)
+    wanted = original.distillation_target(pixels, draw, mask, seeds)
+    assert same.distillation_loss(pixels, draw, wanted).max() == 0
+    far = other.distillation_loss(pixels, draw, wanted)
+    assert far.shape == (3,) and far.min() > 0
+    beside = wanted + 7 * ~original.sample_hole(mask)
+    assert_close(other.distillation_loss(pixels, draw, beside), far)
+
+
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"

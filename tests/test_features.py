@@ -110,6 +110,20 @@ def test_any_classifier_and_any_module(tmp_path):
     )
 
 
+def test_pieces_are_the_whole(tmp_path, monkeypatch):
+    """A processor takes few pictures at a time; what comes out is that of one pass, in its order, and none are none."""
+    write_classifier(tmp_path)
+    network, sizes = load_classifier(str(tmp_path)), []
+    network.network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    images = torch.rand(7, 3, 20, 24, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("hf_i2i_unlearn.evaluation.features.PIXELS_AT_ONCE", 3 * 16 * 16)
+    features, logits = network(images)
+    assert sizes == [3, 3, 1]
+    assert_close(features, network.at_once(images)[0])
+    assert_close(logits, network.at_once(images)[1])
+    assert [len(part) for part in network(images[:0])] == [0, 0]
+
+
 def test_the_hash_is_that_of_the_weights(tmp_path):
     model = write_classifier(tmp_path / "a")
     write_classifier(tmp_path / "b")
