@@ -234,6 +234,10 @@ def test_all_tables(tmp_path, checkpoint, recipe, capsys):
         points = list(csv.DictReader(file))
     assert {p["half"] for p in points} == {"select", "report"} and float(points[0]["mse"]) > 0
 
+    # Without ours there is nothing that proxies could stand beside.
+    recipe(*argv, "--methods", "control", "--output_dir", "control-alone")
+    assert "ours" not in capsys.readouterr().out
+
     # More tables on top: only what is new is run; a broken-off command goes on.
     recipe(*argv, "--tables", "main", "alpha", "--alpha_values", 0.25, 0.5)
     runs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]

@@ -46,7 +46,7 @@ class PaperTables:
             rows[name] = self.tuning.points(setting, step, self.effort.seeds, method.name)
             weight = f"alpha {setting.alpha:g}, " if method.sign else ""
             notes.append(f"{name}: lr {setting.learning_rate:g}, {weight}{step} steps")
-        if self.proxies:
+        if self.proxies and self.tuning.subject in self.methods:
             (setting, step), name = self.tuning.chosen(), f"{self.tuning.subject}, proxy retain"
             rows[name] = self.tuning.points(replace(setting, proxy=True), step, self.effort.seeds, name)
             notes.append(f"{name}: as {self.tuning.subject}")
