@@ -65,8 +65,8 @@ class ErasureArguments:
     erase_decoder: bool = field(
         default=False,
         metadata={
-            "help": "With --erase: the decoder too, which learns the original's completions of retain pictures. Pictures known "
-            "by heart sit in it as well; but the decoder is then no longer the untouched one of the paper."
+            "help": "With --erase: the decoder too, which learns what the original makes of retain pictures. Pictures known by "
+            "heart sit in it as well; but the decoder is then no longer the untouched one of the paper."
         },
     )
     erase_from: str | None = field(
