@@ -8,7 +8,8 @@ within --tolerance of the original's, the one that forgets most, judged on one h
 repeated with the other seeds, and everything is reported on the other half. The ablations vary one thing in the setting chosen
 for "ours".
 
-main: Tables 1 and 2, the frontier, the control, and "ours, proxy retain" where --proxy_classes or --proxy_dataset are given.
+main: Tables 1 and 2, the frontier, the control, and beside ours "ours, proxy retain" where there are --proxy_classes or a
+--proxy_dataset.
 alpha: Table 3. retain_per_class: Fig. D.6. noise: Fig. E.20 and a low-rank Sigma. ratio: Fig. E.18, E.19. cross_validation:
 Table E.4. lora: adapters against all encoder weights. bound: the frontier of runs with a retain bound.
 

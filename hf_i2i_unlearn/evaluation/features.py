@@ -73,7 +73,7 @@ class FeatureNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, 1 or 3, H, W) in [0, 1] -> features (B, D) and logits (B, classes) or None."""
-        if self.mean.is_cuda or not len(images):
+        if self.mean.device.type != "cpu" or not len(images):
             return self.at_once(images)
         found = [self.at_once(piece) for piece in images.split(max(1, PIXELS_AT_ONCE // math.prod(self.size)))]
         features, logits = zip(*found)

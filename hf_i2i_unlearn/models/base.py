@@ -152,7 +152,8 @@ class I2IModel(nn.Module, abc.ABC):
     def distillation_target(self, pixel_values, draw, mask, seeds) -> torch.Tensor:
         """What a decoder that learns anew takes from this model (`ErasureTrainer`): its completions, (B, C, H, W).
 
-        draw: what `draw(pixel_values, mask, seeds)` returns. A family may give what else its `distillation_loss` takes.
+        draw: what `draw(pixel_values, mask, seeds)` returns; the loss is given the same. A family whose completions are slow to
+        make may return another tensor, which its own `distillation_loss` takes.
         """
         return self.generate(pixel_values, mask, seeds)
 

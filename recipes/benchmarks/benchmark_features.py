@@ -1,6 +1,8 @@
 """What it costs to look at pictures with a feature network: a batch at once, and in the pieces that `FeatureNetwork` takes.
 
-python recipes/benchmarks/benchmark_features.py --features efficientnet_lite0
+    python recipes/benchmarks/benchmark_features.py --features efficientnet_lite0
+
+Both sides see the same random pictures, in turns, in one process.
 """
 
 import json
@@ -43,5 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

@@ -292,11 +292,11 @@ class I2IUNet(UNetFiles):
     @torch.no_grad()
     def distillation_target(self, pixel_values, draw, mask, seeds):
         """The prediction for the noised pictures, (B, C, h, w): one pass, where a completion takes `steps` of them."""
-        return self._predict(self._inputs(pixel_values, draw, self._sample(pixel_values, draw)), draw.time)
+        return self._predict_noised(pixel_values, draw)
 
     def distillation_loss(self, pixel_values, draw, wanted):
         """Mean squared difference of the predictions over the hidden values: (B,)."""
-        predicted = self._predict(self._inputs(pixel_values, draw, self._sample(pixel_values, draw)), draw.time)
+        predicted = self._predict_noised(pixel_values, draw)
         return _hole_error(predicted, wanted, self.sample_hole(draw.mask.to(pixel_values.device)))
 
     # Generation
@@ -357,6 +357,9 @@ class I2IUNet(UNetFiles):
         gamma, pure = draw.gamma.view(-1, 1, 1, 1), draw.pure.view(-1, 1, 1, 1)
         noisy = gamma.sqrt() * clean + (1 - gamma).sqrt() * draw.noise
         return torch.where(pure & self.sample_hole(draw.mask.to(clean.device)), draw.noise, noisy)
+
+    def _predict_noised(self, pixel_values, draw):
+        return self._predict(self._inputs(pixel_values, draw, self._sample(pixel_values, draw)), draw.time)
 
     def _predict(self, inputs, time):
         return self.model(inputs.to(self.model.dtype), time, **self._context(None, len(inputs))).sample.float()
