@@ -26,6 +26,7 @@ from hf_i2i_unlearn.experiments.study_page import (
     summary_table,
 )  # fmt: skip
 from hf_i2i_unlearn.methods.noise import Constant, StandardNormal
+from hf_i2i_unlearn.models.diffusion.modeling import I2IUNet
 from hf_i2i_unlearn.storage import write_json
 
 T = CenterCrop(2)
@@ -126,6 +127,16 @@ def test_other_options_of_the_model_are_another_study(processor, tmp_path, capsy
         capsys.readouterr()
         again.run([Stage("unlearned", 2, batch_size=4)])
         assert capsys.readouterr().out.count("training unlearned") == trained
+
+
+def test_what_a_decoder_learns_is_part_of_what_is_kept(processor, tmp_path, capsys, monkeypatch):
+    """An erased U-Net that learnt completions is not taken for one that learnt predictions."""
+    stage, trained = Stage("erased", 1, batch_size=2, share=1.0, decoder=True), []
+    for distils in ("completions", "predictions", "predictions"):
+        monkeypatch.setattr(I2IUNet, "distils", distils)
+        study(processor, tmp_path, twin=False, original=make_unet(0).eval()).run([stage])
+        trained.append(capsys.readouterr().out.count("training erased"))
+    assert trained == [1, 1, 0]
 
 
 def test_the_noise_of_a_stage(processor, tmp_path):

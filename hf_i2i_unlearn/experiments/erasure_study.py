@@ -132,6 +132,8 @@ class Study:
         """What the weights of a stage depend on, as it is read again."""
         words = {"method": stage.method.name, "noise": str(stage.noise)}
         key = {"stage": asdict(stage) | words, "seed": self.seed, "corruption": str(self.corruption)}
+        if stage.decoder and self.original.distils != "completions":  # older studies of completions keep what they have
+            key["distils"] = self.original.distils
         key["data"] = self.trained_on + ([len(self.proxies), hash_rows(first_rows(self.proxies, 100))] if stage.proxy else [])
         return json.loads(json.dumps(key | {"original": hash_weights(self.original)[:16], "options": self.options}))
 

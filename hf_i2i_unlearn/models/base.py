@@ -79,6 +79,7 @@ class I2IModel(nn.Module, abc.ABC):
     patch: Any = None  # the adapters on the inner model (`lora.Patch`), if there are any
     adapted_layers: tuple[type[nn.Module], ...] = (nn.Linear,)  # kinds of layers that a patch is put on, if none are named
     muon_learning_rate = 0.02  # of an erasure, for the matrices of the blocks; 0 where AdamW suits all weights
+    distils = "completions"  # what `distillation_target` is
     noise_is_a_picture = True  # whether n of E0(T(n)) is a picture; else it lives in the family's latent space
 
     @property
@@ -153,7 +154,7 @@ class I2IModel(nn.Module, abc.ABC):
         """What a decoder that learns anew takes from this model (`ErasureTrainer`): its completions, (B, C, H, W).
 
         draw: what `draw(pixel_values, mask, seeds)` returns; the loss is given the same. A family whose completions are slow to
-        make may return another tensor, which its own `distillation_loss` takes.
+        make may return another tensor, which its own `distillation_loss` takes, and names it in `distils`.
         """
         return self.generate(pixel_values, mask, seeds)
 

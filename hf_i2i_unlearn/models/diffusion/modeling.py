@@ -77,6 +77,7 @@ class I2IUNet(UNetFiles):
 
     family = "diffusion"
     muon_learning_rate = 0.0  # most weights are convolutions
+    distils = "predictions"
     run_options = {"denoising_steps": "steps", "generation_steps": "steps"} | {
         name: name for name in ("subfolder", "image_size", "patch_size", "combine", "train_time_embedding")
     }
