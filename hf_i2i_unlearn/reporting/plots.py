@@ -274,6 +274,17 @@ def came_back_plot(points: dict[str, list[tuple[float, float, float]]], path) ->
     _save(figure, path)
 
 
+def _annotate(axis, labels):
+    """Write (text, x, y) beside its point: above it, or below it where another label stands."""
+    axis.autoscale_view()
+    above: list = []
+    for text, x, y in labels:
+        place = axis.transAxes.inverted().transform(axis.transData.transform((x, y)))  # shares of the panel
+        taken = any(abs(place[0] - other[0]) < 0.25 and abs(place[1] - other[1]) < 0.04 for other in above)
+        above += [] if taken else [place]
+        axis.annotate(text, (x, y), (5, -9 if taken else 3), textcoords="offset points", fontsize=7)
+
+
 def forgotten_plot(families: dict[str, dict[str, list[tuple[float, float]]]], path) -> None:
     """Draw how far the pictures are forgotten against how far other completions moved: left and high is better.
 
@@ -292,14 +303,16 @@ def forgotten_plot(families: dict[str, dict[str, list[tuple[float, float]]]], pa
     for axis in axes[len(families) :]:
         figure.delaxes(axis)
     for axis, (family, points) in zip(axes, families.items()):
+        labels = []
         for name, mine in points.items():
             drifts, errors = zip(*mine)
             model, _, special = name.rstrip(")").partition(" (")
             axis.scatter(drifts, errors, marker=markers[model], color=colours[model], s=40, label=model, zorder=3)
             if special:
-                axis.annotate(special, (drifts[0], errors[0]), (5, 3), textcoords="offset points", fontsize=7)
+                labels.append((special, drifts[0], errors[0]))
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axis.set_yscale("log", base=2)
+        _annotate(axis, labels)
         axis.yaxis.set_major_formatter("x{x:g}")
         axis.set_title(family, fontsize=10)
         axis.set_xlabel("drift of other completions (left is better)", fontsize=9)
